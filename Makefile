@@ -1,0 +1,52 @@
+# `make demo` and `make test` are the two to know: each sets up everything it needs by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help setup demo test test-all check format bench bench-quality proto clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## .venv with every dependency at the version of constraints.txt
+
+# torch comes first: without it, another package's range could pull a CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,trainer,glyphs,dev]'
+	touch $@
+
+demo: $(STAMP) ## the whole loop on one machine, in minutes: table and contact sheet in build/demo
+	$(BIN)/python -m miner demo --out build/demo
+
+test: $(STAMP) ## the test suite
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## the test suite with the long and the chaos tests
+	$(BIN)/python -m pytest -m ""
+
+check: $(STAMP) ## format, lint, types, imports, stubs, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: $(STAMP) ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## benchmarks: ratios against named references, to tests/bench/results
+	$(BIN)/python -m tests.bench.run
+
+bench-quality: $(STAMP) ## the demo's arms over 3 seeds, to tests/bench/results
+	$(BIN)/python tests/bench/quality.py
+
+proto: $(STAMP) ## regenerate the stubs from protos/coalface/v1/mining.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/coalface/v1/mining.proto
+
+clean: ## remove what the demo and the tests wrote
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
