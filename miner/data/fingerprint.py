@@ -1,0 +1,54 @@
+"""The dataset's fingerprint: equal datasets, equal fingerprint, wherever they lie.
+
+It covers file names, sizes and row counts, column names and types, and every id and identity. It
+does not cover the bytes of payloads: reading them would cost as much as embedding them.
+Shape legend: N = rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+__all__ = ["fingerprint_dataset"]
+
+
+def fingerprint_dataset(
+    files: Sequence[tuple[str, int, int]],
+    columns: Sequence[tuple[str, str]],
+    keys: Sequence[pa.Array],
+    identity_ids_N: npt.NDArray[np.int32],
+) -> str:
+    """The sha256, in hex, of everything that fixes which row is which sample of which identity.
+
+    Args:
+        files: Name, bytes and kept rows of each file, in row order.
+        columns: Name and type of each column used.
+        keys: Sample ids and identity names, each an array of int64 or string.
+        identity_ids_N: [N] int32 identity of each row.
+
+    Cost: O(N) time; some 1 GB/s.
+    """
+    digest = hashlib.sha256(json.dumps([list(files), list(columns)]).encode())
+    for key in keys:
+        _hash_array(digest, key)
+    digest.update(identity_ids_N.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _hash_array(digest: "hashlib._Hash", values: pa.Array) -> None:
+    """Feed the values alone: where a slice begins, or how it was read, must not matter."""
+    digest.update(f"{values.type}:{len(values)}:".encode())
+    if pa.types.is_int64(values.type):
+        digest.update(values.to_numpy().astype("<i8").tobytes())
+        return
+    _, offsets, data = values.buffers()
+    if len(values) == 0 or offsets is None:
+        return
+    bounds = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+    digest.update((bounds - bounds[0]).astype("<i4").tobytes())
+    if data is not None:
+        digest.update(memoryview(data)[bounds[0] : bounds[-1]])
