@@ -1,0 +1,185 @@
+r"""Seals rounds into a log and removes old ones; the only code that writes there.
+
+    building --(chunks, manifest, fsync, rename)--> sealed --(retention)--> expired
+        \--(error, kill, newer writer)--> failed: removed, now or by the next writer
+
+Generations fence writers: opening one takes the next number under the log's lock, and sealing
+checks the number under the same lock, so an older writer can never add a round afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from miner.errors import RoundLogError, StaleWriterError
+from miner.rounds.chunks import encode_chunk
+from miner.rounds.config import RoundsConfig
+from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
+from miner.rounds.log import MANIFEST_FILE, RoundLog, id_ranges
+from miner.rounds.manifest import ChunkEntry, RoundDraft, RoundManifest, encode_manifest
+from miner.types import Groups
+
+__all__ = ["RoundWriter"]
+
+_log = logging.getLogger(__name__)
+
+
+class RoundWriter:
+    """The writer of one generation. One thread at a time.
+
+    Attributes:
+        log: The log it writes to.
+        generation: Its number; the highest ever taken may write.
+    """
+
+    def __init__(self, log: RoundLog, generation: int, config: RoundsConfig) -> None:
+        self.log = log
+        self.generation = generation
+        self._chunk_groups = config.chunk_groups
+
+    @classmethod
+    def open(cls, log: RoundLog, config: RoundsConfig | None = None) -> RoundWriter:
+        """Take over the log: older writers cannot seal any more, what they left is removed.
+
+        Raises:
+            RoundLogError: If the log cannot be written.
+        """
+        with _log_lock(log):
+            generation = _newest_generation(log) + 1
+            replace_file(log.root / "GENERATION", str(generation).encode())
+            for leftover in log.rounds_dir.iterdir():
+                if leftover.suffix in (".building", ".expired"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            sync_folder(log.rounds_dir)  # a writer killed after its rename may not have done so
+        _log.info("generation %d writes the round log in %s", generation, log.root)
+        return cls(log, generation, config or RoundsConfig())
+
+    @property
+    def next_round_id(self) -> int:
+        """The number of the next round; they count from 1."""
+        return (self.log.newest() or 0) + 1
+
+    def seal(self, groups: Groups, draft: RoundDraft) -> RoundManifest:
+        """Make a round visible, whole and durably, as the newest one; or raise and leave nothing.
+
+        Killed at any point, the log holds the whole round or nothing of it.
+
+        Raises:
+            StaleWriterError: If a newer writer has taken over the log.
+            RoundLogError: If there are no groups, or the disk refuses.
+        """
+        if groups.num_groups == 0:
+            raise RoundLogError("a round without groups cannot be sealed: nothing could be served")
+        round_id = self.next_round_id
+        building = self.log.rounds_dir / f"{round_id:08d}.g{self.generation}.building"
+        try:
+            building.mkdir()
+            chunks = tuple(self._write_chunks(building, groups))
+            with _log_lock(self.log):
+                self._check_generation(f"seal round {round_id}")
+                manifest = self._manifest(round_id, groups, draft, chunks)
+                write_file(building / MANIFEST_FILE, encode_manifest(manifest))
+                publish_folder(building, self.log.folder(round_id))
+        except OSError as exc:
+            self._check_generation(f"seal round {round_id}")
+            raise RoundLogError(f"round {round_id} cannot be sealed: {exc}") from exc
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        _log.info("round %d sealed: %d groups", round_id, groups.num_groups)
+        return self.log.manifest(round_id)
+
+    def retain(self, keep: int, needed: set[int]) -> list[int]:
+        """Remove all rounds but the newest ``keep`` (at least 1) and those in ``needed``.
+
+        Returns:
+            The rounds that were removed, ascending.
+
+        Raises:
+            StaleWriterError: If a newer writer has taken over the log.
+            RoundLogError: If the disk refuses.
+        """
+        with _log_lock(self.log):
+            self._check_generation("remove rounds")
+            sealed = self.log.sealed_ids()
+            surplus = sorted(set(sealed[: -max(keep, 1)]) - needed)
+            if not surplus:
+                return []
+            known = {i for a, b in self.log.expired_ranges() for i in range(a, b + 1)}
+            text = json.dumps(id_ranges(known | set(surplus)))
+            replace_file(self.log.root / "EXPIRED.json", text.encode())
+            for round_id in surplus:
+                folder = self.log.folder(round_id)
+                os.rename(folder, folder.with_suffix(".expired"))
+            sync_folder(self.log.rounds_dir)
+        for round_id in surplus:
+            shutil.rmtree(self.log.folder(round_id).with_suffix(".expired"), ignore_errors=True)
+        _log.info("rounds %s expired", surplus)
+        return surplus
+
+    def _write_chunks(self, building: Path, groups: Groups) -> Iterator[ChunkEntry]:
+        for number, first in enumerate(range(0, groups.num_groups, self._chunk_groups)):
+            stop = min(first + self._chunk_groups, groups.num_groups)
+            part = groups.take(np.arange(first, stop, dtype=np.int64))
+            content = encode_chunk(part)
+            name = f"chunk-{number:05d}.arrow"
+            write_file(building / name, content)
+            yield ChunkEntry(
+                file=name,
+                first_group=first,
+                num_groups=part.num_groups,
+                num_rows=part.num_rows,
+                num_bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+            )
+
+    def _manifest(
+        self, round_id: int, groups: Groups, draft: RoundDraft, chunks: tuple[ChunkEntry, ...]
+    ) -> RoundManifest:
+        return RoundManifest(
+            **draft.model_dump(),
+            log_id=self.log.log_id,
+            round_id=round_id,
+            generation=self.generation,
+            num_groups=groups.num_groups,
+            num_rows=groups.num_rows,
+            num_triplets=groups.num_triplets,
+            chunks=chunks,
+            previous_sha256=self.log.manifest(round_id - 1).sha256 if round_id > 1 else "",
+        )
+
+    def _check_generation(self, action: str) -> None:
+        newest = _newest_generation(self.log)
+        if newest != self.generation:
+            raise StaleWriterError(
+                f"generation {self.generation} may not {action}: generation {newest} has taken "
+                f"over the log in {self.log.root}; this process should end"
+            )
+
+
+@contextmanager
+def _log_lock(log: RoundLog) -> Iterator[None]:
+    """Hold the log's lock; refusals of the disk become a `RoundLogError`."""
+    try:
+        with locked(log.root / "LOCK"):
+            yield
+    except OSError as exc:
+        raise RoundLogError(f"the round log in {log.root} cannot be written: {exc}") from exc
+
+
+def _newest_generation(log: RoundLog) -> int:
+    path = log.root / "GENERATION"
+    try:
+        return int(path.read_bytes())
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as exc:
+        raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
