@@ -1,0 +1,62 @@
+"""Where the service listens, and how it plans and streams."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ServingConfig"]
+
+
+class ServingConfig(BaseModel):
+    """Settings of the gRPC service."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on. This machine only: nothing is open to a network unless "
+        "asked for.",
+    )
+    allow_insecure_bind: bool = Field(
+        default=False,
+        description="Listen on an address that other machines reach, without authentication. Off: "
+        "whoever reaches the port can read samples and announce weights.",
+    )
+    port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port to listen on. 0: any free one, which is logged and published; two "
+        "services on one machine then never collide.",
+    )
+    stride_steps: int = Field(
+        default=32,
+        ge=1,
+        le=4096,
+        description="Steps planned at once. 32: one durable write for 32 steps, and a new round "
+        "reaches the trainer at most 32 steps late.",
+    )
+    heartbeat_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="Seconds between heartbeats on a stream that waits. 2: a client can tell a "
+        "waiting service from a dead one within seconds.",
+    )
+    max_message_bytes: int = Field(
+        default=1_048_576,
+        ge=65_536,
+        description="Size up to which ready steps share a message; one larger batch still goes "
+        "out whole. 1 MiB: throughput peaks there.",
+    )
+    drain_grace_s: float = Field(
+        default=2.0,
+        ge=0,
+        description="Seconds that open streams get to finish when the service stops. 2: `ray job "
+        "stop` kills after 3.",
+    )
+    idle_run_s: float = Field(
+        default=7 * 86400.0,
+        gt=0,
+        description="A run that has neither planned nor committed for so long no longer holds "
+        "rounds back from removal. A week: a trainer that stands still over the holidays resumes.",
+    )

@@ -1,0 +1,276 @@
+"""Runs on disk: their parameters, their plans, and how far they have come; knows no gRPC.
+
+<root>/runs/<run_id>/RUN.json       parameters
+<root>/runs/<run_id>/plan.jsonl     strides, each with its checksum; also the run's lock
+<root>/runs/<run_id>/COMMITTED      the committed step, once there is one
+
+absent --open--> open --plan--> planned further and further; never changed, never closed
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+from miner.errors import (
+    DamagedRoundError,
+    RoundLogError,
+    RunConflictError,
+    StepRangeError,
+    UnknownRunError,
+)
+from miner.rounds import RoundLog
+from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
+from miner.rounds.journal import Journal
+from miner.serving.plan import RoundInfo, RunParameters, StepPlan, Stride, Waiting, next_stride
+
+__all__ = ["MAX_STRIDES_AHEAD", "Run", "RunParameters", "RunStore"]
+
+MAX_STRIDES_AHEAD = 64
+_STRIDES_IN_MEMORY = 8
+
+
+class Run:
+    """One run of a store; safe among threads, and beside another process on the same folder.
+
+    Attributes:
+        parameters: What it was opened with.
+    """
+
+    def __init__(self, folder: Path, stride_steps: int) -> None:
+        self._folder = folder
+        self._stride_steps = stride_steps
+        self._thread_lock = threading.Lock()
+        self._journal = Journal(folder / "plan.jsonl")
+        self._index: list[tuple[int, int, int]] = []  # (first step, round id, offset) of each
+        self._last: Stride | None = None
+        self._stride = lru_cache(_STRIDES_IN_MEMORY)(self._load_stride)
+        path = folder / "RUN.json"
+        try:
+            self.parameters = RunParameters(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as exc:
+            raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
+        with self._exclusive():
+            pass
+
+    @property
+    def planned_steps(self) -> int:
+        """Steps [0, planned_steps) are fixed."""
+        return self._last.end_step if self._last else 0
+
+    @property
+    def committed_step(self) -> int:
+        """Steps [0, committed_step) are in a durable checkpoint of the trainer."""
+        path = self._folder / "COMMITTED"
+        try:
+            return int(path.read_bytes())
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as exc:
+            raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
+
+    def plan(self, step: int, log: RoundLog) -> StepPlan | Waiting:
+        """Which groups feed ``step``; the same answer for ever, to every rank, after any restart.
+
+        Strides that are missing up to ``step`` are planned on the newest sealed round, and are on
+        the disk when this returns.
+
+        Raises:
+            StepRangeError: If ``step`` is negative or more than 64 strides ahead of the plan.
+            RunConflictError: If a group of the newest round does not fit the run's batches.
+            DamagedRoundError: If the log is not the one that the run was planned on.
+            RoundLogError: If the plan is damaged or cannot be written.
+        """
+        self._require_reachable(step)
+        if step >= self.planned_steps:
+            with self._exclusive() as descriptor:
+                while step >= self.planned_steps:
+                    stride = self._next_stride(log)
+                    if isinstance(stride, Waiting):
+                        return stride
+                    offset = self._journal.append(descriptor, stride.to_json())
+                    self._add(offset, stride)
+        number = bisect_right(self._index, step, key=lambda entry: entry[0]) - 1
+        return self._stride(number).at(step, self.parameters)
+
+    def commit(self, step: int) -> int:
+        """Note durably that the trainer's newest checkpoint holds steps [0, step).
+
+        Returns:
+            The highest step committed so far.
+
+        Raises:
+            StepRangeError: If ``step`` is negative or has not been planned.
+        """
+        with self._exclusive():
+            if not 0 <= step <= self.planned_steps:
+                raise StepRangeError(
+                    f"step {step} of run {self.parameters.run_id!r} cannot be committed: steps 0 "
+                    f"to {self.planned_steps} can"
+                )
+            committed = self.committed_step
+            if step > committed:
+                replace_file(self._folder / "COMMITTED", str(step).encode())
+            return max(step, committed)
+
+    def needed_rounds(self) -> set[int]:
+        """Rounds that feed steps from the committed one on, and the one being continued."""
+        with self._exclusive():
+            first = bisect_right(self._index, self.committed_step, key=lambda entry: entry[0]) - 1
+            return {round_id for _, round_id, _ in self._index[max(first, 0) :]}
+
+    def idle_s(self) -> float:
+        """Seconds since the run last planned or committed anything."""
+        names = ("RUN.json", "plan.jsonl", "COMMITTED")
+        paths = [self._folder / name for name in names]
+        return time.time() - max(path.stat().st_mtime for path in paths if path.exists())
+
+    def _require_reachable(self, step: int) -> None:
+        reach = self.planned_steps + MAX_STRIDES_AHEAD * self._stride_steps
+        if not 0 <= step < reach:
+            raise StepRangeError(
+                f"step {step} of run {self.parameters.run_id!r} is out of reach: steps 0 to "
+                f"{reach - 1} can be asked for ({self.planned_steps} are planned); start at step "
+                "0 with another run_id if the miner's state is new"
+            )
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[int]:
+        """Hold the run against threads and processes, knowing every stride planned so far."""
+        try:
+            with self._thread_lock, locked(self._journal.path) as descriptor:
+                for offset, record in self._journal.catch_up(descriptor):
+                    self._add(offset, Stride.from_json(record))
+                yield descriptor
+        except OSError as exc:
+            raise RoundLogError(f"the run in {self._folder} cannot be written: {exc}") from exc
+
+    def _add(self, offset: int, stride: Stride) -> None:
+        if stride.first_step != self.planned_steps:
+            raise RoundLogError(
+                f"{self._journal.path}: the stride at byte {offset} starts at step "
+                f"{stride.first_step}, not at {self.planned_steps}; restore the file from a copy"
+            )
+        self._index.append((stride.first_step, stride.round_id, offset))
+        self._last = stride
+
+    def _load_stride(self, number: int) -> Stride:
+        return Stride.from_json(self._journal.read(self._index[number][2]))
+
+    def _next_stride(self, log: RoundLog) -> Stride | Waiting:
+        round_id = log.newest()
+        if round_id is None:
+            return Waiting("no round has been sealed yet")
+        manifest = log.manifest(round_id)
+        last = self._last
+        if last and (
+            round_id < last.round_id
+            or (round_id == last.round_id and manifest.sha256 != last.round_sha256)
+        ):
+            raise DamagedRoundError(
+                f"run {self.parameters.run_id!r} was planned on round {last.round_id} with digest "
+                f"{last.round_sha256}, but the newest is round {round_id} with {manifest.sha256}: "
+                "rounds were lost or replaced; start a run under another run_id"
+            )
+        info = RoundInfo(
+            round_id=round_id,
+            sha256=manifest.sha256,
+            model_step=manifest.model_step,
+            has_weights=manifest.weights_sha256 != "",
+            groups=log.read(round_id),
+        )
+        return next_stride(self.parameters, last, info, stride_steps=self._stride_steps)
+
+
+class RunStore:
+    """All runs below one folder."""
+
+    def __init__(self, root: Path, stride_steps: int) -> None:
+        """Open the store in ``root``, made if it is missing; runs are planned by ``stride_steps``.
+
+        Raises:
+            RoundLogError: If the folder cannot be written.
+        """
+        self.stride_steps = stride_steps
+        self._folder = root / "runs"
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+        with self._exclusive():
+            for leftover in self._folder.glob(".new-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            sync_folder(self._folder)
+
+    def open(self, params: RunParameters) -> tuple[Run, bool]:
+        """Make a run durably, or find it again.
+
+        Returns:
+            The run, and whether it is new.
+
+        Raises:
+            RunConflictError: If it is there with other parameters; names each of them.
+        """
+        folder = self._folder / params.run_id
+        with self._exclusive():
+            created = not folder.exists()
+            if created:
+                self._create(folder, params)
+        run = self.get(params.run_id)
+        given, kept = asdict(params), asdict(run.parameters)
+        differences = [f"{k}={given[k]!r} ({kept[k]!r})" for k in given if given[k] != kept[k]]
+        if differences:
+            raise RunConflictError(
+                f"run {params.run_id!r} exists with other parameters; given (kept): "
+                f"{', '.join(differences)}; repeat the kept ones, or choose another run_id"
+            )
+        return run, created
+
+    def get(self, run_id: str) -> Run:
+        """The run of that id.
+
+        Raises:
+            UnknownRunError: If it was never opened here.
+            RoundLogError: If its files are damaged.
+        """
+        with self._lock:
+            if run_id not in self._runs:
+                if run_id not in self._names():
+                    raise UnknownRunError(f"no run {run_id!r} has been opened here: open it first")
+                self._runs[run_id] = Run(self._folder / run_id, self.stride_steps)
+            return self._runs[run_id]
+
+    def all(self) -> list[Run]:
+        """Every run, by id."""
+        return [self.get(run_id) for run_id in self._names()]
+
+    def needed_rounds(self, *, idle_run_s: float) -> set[int]:
+        """Rounds that must stay for the runs that planned or committed within ``idle_run_s``."""
+        live = [run for run in self.all() if run.idle_s() <= idle_run_s]
+        return set().union(*(run.needed_rounds() for run in live))
+
+    def _names(self) -> list[str]:
+        return sorted(path.name for path in self._folder.iterdir() if path.name[0] != ".")
+
+    def _create(self, folder: Path, params: RunParameters) -> None:
+        building = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
+        write_file(building / "RUN.json", json.dumps(asdict(params)).encode())
+        write_file(building / "plan.jsonl", b"")
+        publish_folder(building, folder)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with locked(self._folder / ".LOCK"):
+                sync_folder(self._folder.parent)
+                yield
+        except OSError as exc:
+            raise RoundLogError(f"runs cannot be kept in {self._folder}: {exc}") from exc

@@ -1,0 +1,199 @@
+"""P1 and P4: a step's batch keeps its bytes, and the ranks' shares together are the batch."""
+
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miner.data import DatasetConfig, RowStore, ingest
+from miner.errors import DamagedRoundError, RequestError, RoundExpiredError, RunConflictError
+from miner.rounds import RoundLog
+from miner.serving.assemble import BatchAssembler, BatchColumns, rank_share
+from miner.serving.plan import RunParameters, StepPlan, order_of
+from miner.serving.runs import RunStore
+from miner.types import Groups
+from tests.miner.rounds.round_samples import bytes_of, make_draft, make_groups, make_log
+
+
+def plan_of(root: Path, log: RoundLog, step: int, *, batch_rows: int = 40) -> StepPlan:
+    run, _ = RunStore(root, 4).open(RunParameters(f"r{batch_rows}", batch_rows=batch_rows, seed=1))
+    plan = run.plan(step, log)
+    assert isinstance(plan, StepPlan)
+    return plan
+
+
+def triplets_of(batch: BatchColumns) -> list[tuple[int, ...]]:
+    """Row ids of every triplet, read as a client reads them."""
+    rows = np.frombuffer(batch.row_ids, "<i8")
+    columns = [np.frombuffer(c, "<i4") for c in (batch.anchors, batch.positives, batch.negatives)]
+    return [tuple(rows[i] for i in triplet) for triplet in zip(*columns, strict=True)]
+
+
+def triplets_by_loops(groups: Groups, group_ids: list[int]) -> list[tuple[int, ...]]:
+    found = []
+    for g in group_ids:
+        first = groups.row_offsets_G1[g]
+        for t in range(groups.triplet_offsets_G1[g], groups.triplet_offsets_G1[g + 1]):
+            columns = (groups.anchors_T, groups.positives_T, groups.negatives_T)
+            found.append(tuple(int(groups.row_ids_R[first + c[t]]) for c in columns))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_groups=st.integers(1, 20), world_size=st.integers(1, 20), seed=st.integers(0, 99))
+def test_the_ranks_shares_are_the_groups_in_order_for_any_world_size(
+    num_groups: int, world_size: int, seed: int
+) -> None:
+    groups, world_size = make_groups(num_groups, seed=seed), min(world_size, num_groups)
+    shares = [rank_share(groups, rank, world_size) for rank in range(world_size)]
+    assert bytes_of(Groups.concatenate(shares)) == bytes_of(groups)
+    sizes = [share.num_groups for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_the_columns_of_all_ranks_hold_the_triplets_of_the_planned_groups(
+    tmp_path: Path, world_size: int
+) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1, num_groups=30)
+    assembler, groups = BatchAssembler(log, None), log.read(1)
+    for step in range(4):
+        plan = plan_of(tmp_path, log, step)
+        batches = [assembler.batch(plan, rank, world_size, False) for rank in range(world_size)]
+        chosen = order_of(30, 1, 1, plan.pass_number)[plan.begin : plan.end].tolist()
+        whole = groups.take(np.array(chosen))
+        triplets = [triplet for batch in batches for triplet in triplets_of(batch)]
+        assert triplets == triplets_by_loops(groups, chosen)
+        for column in ("row_ids", "identity_ids", "similarities_ap", "similarities_an", "tiers"):
+            joined = b"".join(getattr(batch, column) for batch in batches)
+            stem = column + ("_R" if column in ("row_ids", "identity_ids") else "_T")
+            assert joined == getattr(whole, stem).tobytes()
+        first_group = 0
+        for batch in batches:
+            offsets = np.frombuffer(batch.group_offsets, "<i4")
+            assert batch.first_group == first_group
+            assert np.diff(offsets).tolist() == [
+                np.diff(groups.row_offsets_G1)[g]
+                for g in chosen[first_group : first_group + len(offsets) - 1]
+            ]
+            first_group += len(offsets) - 1
+            assert (batch.global_groups, batch.global_rows) == (len(chosen), whole.num_rows)
+        assert first_group == len(chosen)
+
+
+def test_a_batch_tells_what_its_plan_and_its_round_say(tmp_path: Path) -> None:
+    log, writer = make_log(tmp_path, num_rounds=0)
+    draft = make_draft(model_step=1, weights_sha256="a" * 64, strategy="rank_window")
+    writer.seal(make_groups(30), draft)
+    batch = BatchAssembler(log, None).batch(plan_of(tmp_path, log, 3), 0, 1, False)
+    assert (batch.step, batch.round_id, batch.model_step, batch.staleness_steps) == (3, 1, 1, 2)
+    assert (batch.strategy, batch.pass_number, batch.over_stale) == ("rank_window", 0, False)
+    assert batch.payload == b""
+
+
+def test_a_batch_keeps_its_bytes_when_newer_rounds_come_and_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    log, writer = make_log(tmp_path, num_rounds=1, num_groups=30)
+    plans = [plan_of(tmp_path, log, step) for step in range(6)]
+    before = [BatchAssembler(log, None).batch(plan, 1, 2, False) for plan in plans]
+    for seed in range(5):
+        writer.seal(make_groups(12, seed=seed), make_draft())
+    writer.retain(2, needed=RunStore(tmp_path, 4).needed_rounds(idle_run_s=60))
+    log = RoundLog(tmp_path)
+    again = [plan_of(tmp_path, log, step) for step in range(6)]
+    assert [BatchAssembler(log, None).batch(plan, 1, 2, False) for plan in again] == before
+
+
+@pytest.fixture
+def row_store(tmp_path: Path) -> RowStore:
+    """60 rows, all that `make_groups` draws from."""
+    rows = range(60)
+    table = pa.table(
+        {
+            "sample_id": [f"s{i:02d}" for i in rows],
+            "identity": [f"p{i % 9}" for i in rows],
+            "image": [b"pixels of %d" % i for i in rows],
+        }
+    )
+    (tmp_path / "dataset").mkdir()
+    pq.write_table(table, tmp_path / "dataset" / "a.parquet", row_group_size=7)
+    ingest(DatasetConfig(uri=str(tmp_path / "dataset")), tmp_path / "store")
+    return RowStore.open(tmp_path / "store")
+
+
+def test_the_payload_is_each_distinct_sample_once_ascending(
+    tmp_path: Path, row_store: RowStore
+) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1, num_groups=30)
+    plan = plan_of(tmp_path, log, 0, batch_rows=90)
+    batches = [BatchAssembler(log, row_store).batch(plan, rank, 2, True) for rank in (0, 1)]
+    for batch in batches:
+        row_ids = np.frombuffer(batch.row_ids, "<i8")
+        assert len(set(row_ids.tolist())) < len(row_ids), "the draw must repeat a row"
+        samples = pa.ipc.open_stream(batch.payload).read_all()
+        assert samples["row_id"].to_pylist() == sorted(set(row_ids.tolist()))
+        assert samples["image"].to_pylist() == [
+            b"pixels of %d" % row_id for row_id in samples["row_id"].to_pylist()
+        ]
+    reopened = BatchAssembler(RoundLog(tmp_path), RowStore.open(tmp_path / "store"))
+    assert [reopened.batch(plan, rank, 2, True) for rank in (0, 1)] == batches
+
+
+def test_payload_without_a_row_store_is_refused_by_field(tmp_path: Path) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1)
+    with pytest.raises(RequestError, match=r"^with_payload: "):
+        BatchAssembler(log, None).batch(plan_of(tmp_path, log, 0), 0, 1, True)
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
+def test_a_rank_outside_the_world_is_refused_by_field(rank: int, world_size: int) -> None:
+    with pytest.raises(RequestError, match=r"^rank: "):
+        rank_share(make_groups(4), rank, world_size)
+
+
+def test_more_ranks_than_groups_is_a_conflict() -> None:
+    with pytest.raises(RunConflictError, match="4 groups cannot be shared among 5 ranks"):
+        rank_share(make_groups(4), 0, 5)
+
+
+def test_the_batch_of_an_expired_round_says_which_are_kept(tmp_path: Path) -> None:
+    log, writer = make_log(tmp_path, num_rounds=1)
+    plan = plan_of(tmp_path, log, 0)
+    for seed in (2, 3):
+        writer.seal(make_groups(5, seed=seed), make_draft())
+    writer.retain(2, needed=set())
+    with pytest.raises(RoundExpiredError, match="round 1 has expired: rounds 2-3 are kept"):
+        BatchAssembler(log, None).batch(plan, 0, 1, False)
+
+
+def test_a_damaged_round_ends_in_an_error_not_in_other_triplets(tmp_path: Path) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1)
+    plan = plan_of(tmp_path, log, 0)
+    chunk = log.folder(1) / "chunk-00001.arrow"
+    chunk.write_bytes(chunk.read_bytes()[:-8])
+    with pytest.raises(DamagedRoundError, match=r"chunk-00001\.arrow"):
+        BatchAssembler(RoundLog(tmp_path), None).batch(plan, 0, 1, False)
+
+
+def test_a_round_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    log, _ = make_log(tmp_path / "a", num_rounds=1)
+    plan = plan_of(tmp_path, log, 0)
+    shutil.rmtree(tmp_path / "a")
+    other, _ = make_log(tmp_path / "a", num_rounds=1)
+    with pytest.raises(DamagedRoundError, match="rounds were replaced"):
+        BatchAssembler(other, None).batch(plan, 0, 1, False)
+
+
+def test_the_columns_have_the_names_of_the_wire() -> None:
+    from protos.coalface.v1 import mining_pb2
+
+    wire: Any = mining_pb2.Batch.DESCRIPTOR.fields
+    assert [field.name for field in fields(BatchColumns)] == [field.name for field in wire]
