@@ -1,25 +1,25 @@
 """Every error that the miner raises on purpose; it does not know gRPC (see ``serving/status_codes.py``).
 
-    CoalfaceError
-    ├── ConfigError             a configuration key is unknown, missing or out of range
-    ├── DatasetError            the dataset breaks the contract; names file, column and offenders
-    ├── EncoderError            an entry point does not load, or its output has the wrong form
-    ├── WeightsRefusedError     announced weights are not accepted; the last good round stays
-    ├── SnapshotError           a snapshot is incomplete, damaged or cannot be made
-    │   ├── PoisonSampleError   one sample cannot be preprocessed or embedded
-    │   └── NonFiniteError      embeddings with NaN or infinity
-    ├── SearchError             the index cannot answer
-    ├── SelectionError          no group can be made from the given candidates
-    ├── RoundLogError           the log cannot be written or read
-    │   ├── DamagedRoundError   a sealed chunk or manifest does not match its digest
-    │   ├── RoundExpiredError   the round was removed by retention, or never existed
-    │   └── StaleWriterError    a newer writer holds the log
-    ├── RequestError            a client's request is malformed; names the field
-    ├── RunError                a run cannot be opened or advanced
-    │   ├── UnknownRunError     no run with this id
-    │   ├── RunConflictError    the run exists with other parameters, or does not fit the round
-    │   └── StepRangeError      the step lies outside what the plan can reach
-    └── NotReadyError           starting or draining: try again later
+CoalfaceError
+├── ConfigError             a configuration key is unknown, missing or out of range
+├── DatasetError            the dataset breaks the contract; names file, column and offenders
+├── EncoderError            an entry point does not load, or its output has the wrong form
+├── WeightsRefusedError     announced weights are not accepted; the last good round stays
+├── SnapshotError           a snapshot is incomplete, damaged or cannot be made
+│   ├── PoisonSampleError   one sample cannot be preprocessed or embedded
+│   └── NonFiniteError      embeddings with NaN or infinity
+├── SearchError             the index cannot answer
+├── SelectionError          no group can be made from the given candidates
+├── RoundLogError           the log cannot be written or read
+│   ├── DamagedRoundError   a sealed chunk or manifest does not match its digest
+│   ├── RoundExpiredError   the round was removed by retention, or never existed
+│   └── StaleWriterError    a newer writer holds the log
+├── RequestError            a client's request is malformed; names the field
+├── RunError                a run cannot be opened or advanced
+│   ├── UnknownRunError     no run with this id
+│   ├── RunConflictError    the run exists with other parameters, or does not fit the round
+│   └── StepRangeError      the step lies outside what the plan can reach
+└── NotReadyError           starting or draining: try again later
 """
 
 __all__ = [

@@ -1,0 +1,133 @@
+"""The gRPC server: binds the port, answers health checks, and drains without breaking a stream.
+
+It knows nothing of what is served.
+
+Lifecycle: ``SERVING --drain()--> NOT_SERVING --(streams ended)--> stopped``.
+"""
+
+import ipaddress
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from miner.data.row_store import RowStore
+from miner.errors import ConfigError
+from miner.rounds import RoundLog
+from miner.serving.backend import Backend
+from miner.serving.config import ServingConfig
+from miner.serving.runs import RunStore
+from miner.serving.service import MiningService, Parts
+from protos.coalface.v1 import mining_pb2_grpc
+
+__all__ = ["SERVICE_NAME", "MiningServer", "start_server"]
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME = "coalface.v1.MiningService"
+POOL_THREADS = 4
+SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # or a second server would bind the same port without an error
+    # Clients ping idle streams; without this they are cut off with "Too many pings".
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 30_000),  # notices trainers whose machine is gone
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_send_message_length", -1),  # a single batch may exceed the target size
+]
+
+# Generated code carries no types.
+_mining: Any = mining_pb2_grpc
+_health: Any = health
+_health_grpc: Any = health_pb2_grpc
+
+
+class MiningServer:
+    """A running server; made by :func:`start_server` on the event loop that it lives on."""
+
+    def __init__(self, config: ServingConfig, parts: Parts) -> None:
+        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="serving")
+        self._service = MiningService(parts, self._pool)
+        self._health = _health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        _mining.add_MiningServiceServicer_to_server(self._service, self._server)
+        _health_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._host = config.host
+        self.port = self._bind(config.port)
+
+    @property
+    def address(self) -> str:
+        """``host:port``, with the port that was really bound."""
+        return _join(self._host, self.port)
+
+    async def start(self) -> None:
+        """Accept requests."""
+        await self._server.start()
+        await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        logger.info("serving on %s", self.address)
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop without breaking a stream.
+
+        Health checks turn NOT_SERVING and new streams are refused as UNAVAILABLE; live streams
+        send what is ready and end with OK, so their clients ask elsewhere from the next step. What
+        is still under way after ``grace_s`` is cut off.
+        """
+        deadline_s = time.monotonic() + grace_s
+        logger.info("draining %s for up to %g s", self.address, grace_s)
+        await self._health.enter_graceful_shutdown()
+        await self._service.drain(grace_s)
+        await self._server.stop(max(0.0, deadline_s - time.monotonic()))
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        logger.info("stopped %s", self.address)
+
+    async def wait(self) -> None:
+        """Return once the server has stopped."""
+        await self._server.wait_for_termination()
+
+    def _bind(self, port: int) -> int:
+        address = _join(self._host, port)
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError as exc:
+            raise ConfigError(f"cannot listen on {address}: {exc}; choose another port") from exc
+        if bound == 0:
+            raise ConfigError(f"cannot listen on {address}: choose another host or port")
+        return int(bound)
+
+
+async def start_server(
+    config: ServingConfig, log: RoundLog, runs: RunStore, row_store: RowStore, backend: Backend
+) -> MiningServer:
+    """Serve ``log`` and ``runs`` on ``config.host:config.port``; port 0 takes any free one.
+
+    Raises:
+        ConfigError: If the port cannot be bound, or the host is reachable from other machines and
+            ``allow_insecure_bind`` does not say that this is meant.
+    """
+    if not config.allow_insecure_bind and not _is_loopback(config.host):
+        raise ConfigError(
+            f"serving.host={config.host!r} is reachable from other machines, and the service has "
+            "no authentication: use 127.0.0.1, or set serving.allow_insecure_bind=true on a "
+            "network that you trust"
+        )
+    server = MiningServer(config, Parts(config, log, runs, row_store, backend))
+    await server.start()
+    return server
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

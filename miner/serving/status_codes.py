@@ -1,0 +1,74 @@
+"""The table that turns the miner's errors into gRPC status codes, and the place that applies it.
+
+It knows no request. What a code means to a client is written beside each rpc in ``mining.proto``;
+the trainer's own table maps the codes back.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from miner import errors
+
+__all__ = ["RETRY_AFTER_MS", "STATUS_CODES", "refusals", "status_of"]
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_MS = 1000  # the hint that goes with UNAVAILABLE
+
+STATUS_CODES: dict[type[errors.CoalfaceError], grpc.StatusCode] = {
+    errors.CoalfaceError: grpc.StatusCode.INTERNAL,
+    errors.ConfigError: grpc.StatusCode.INTERNAL,
+    errors.DatasetError: grpc.StatusCode.DATA_LOSS,  # only the row store is read while serving
+    errors.EncoderError: grpc.StatusCode.INTERNAL,
+    errors.WeightsRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SnapshotError: grpc.StatusCode.INTERNAL,
+    errors.PoisonSampleError: grpc.StatusCode.INTERNAL,
+    errors.NonFiniteError: grpc.StatusCode.INTERNAL,
+    errors.SearchError: grpc.StatusCode.INTERNAL,
+    errors.SelectionError: grpc.StatusCode.INTERNAL,
+    errors.RoundLogError: grpc.StatusCode.INTERNAL,
+    errors.DamagedRoundError: grpc.StatusCode.DATA_LOSS,
+    errors.RoundExpiredError: grpc.StatusCode.NOT_FOUND,
+    errors.StaleWriterError: grpc.StatusCode.UNAVAILABLE,  # a successor has the log: go there
+    errors.RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.RunError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnknownRunError: grpc.StatusCode.NOT_FOUND,
+    errors.RunConflictError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.StepRangeError: grpc.StatusCode.OUT_OF_RANGE,
+    errors.NotReadyError: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+def status_of(error: errors.CoalfaceError) -> grpc.StatusCode:
+    """The code of the most specific class in the table that ``error`` belongs to."""
+    return next(STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)
+
+
+@asynccontextmanager
+async def refusals(context: Any) -> AsyncIterator[None]:
+    """End the request of ``context`` with the status that an error inside the block calls for.
+
+    An error that is not the miner's own is a bug: it is logged whole, and the client gets INTERNAL
+    with its kind alone.
+    """
+    try:
+        yield
+    except errors.CoalfaceError as exc:
+        await _abort(context, status_of(exc), str(exc))
+    except grpc.aio.AbortError:
+        raise
+    except Exception as exc:
+        logger.exception("a request failed by an unforeseen error")
+        kind = type(exc).__name__
+        await _abort(context, grpc.StatusCode.INTERNAL, f"{kind} in the miner: see its log")
+
+
+async def _abort(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
+    hint = (("retry-after-ms", str(RETRY_AFTER_MS)),)
+    await context.abort(code, text, hint if code is grpc.StatusCode.UNAVAILABLE else ())
+    raise AssertionError("abort raises")

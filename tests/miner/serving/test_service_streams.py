@@ -1,0 +1,190 @@
+"""What a stream sends: order, bytes, heartbeats, messages of many steps, and its bound."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
+from tests.trainer.feed.served_miner import (
+    ServerThread,
+    channel_to,
+    make_folder,
+    seal_round,
+)
+
+
+@pytest.fixture
+def miner(tmp_path: Path) -> Iterator[ServerThread]:
+    server = ServerThread(make_folder(tmp_path))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def empty_miner(tmp_path: Path) -> Iterator[ServerThread]:
+    server = ServerThread(make_folder(tmp_path, num_rounds=0))
+    yield server
+    server.stop()
+
+
+def opened(channel: grpc.Channel, batch_rows: int = 24, **values: Any) -> Any:
+    stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+    stub.OpenRun(mining_pb2.OpenRunRequest(run_id="r", batch_rows=batch_rows, **values))
+    return stub
+
+
+def stream(stub: Any, first_step: int, num_steps: int, **values: Any) -> Any:
+    request = mining_pb2.StreamTripletsRequest(
+        run_id="r", first_step=first_step, num_steps=num_steps, **{"world_size": 1, **values}
+    )
+    return stub.StreamTriplets(request, timeout=30)
+
+
+def batches_of(messages: Any) -> list[mining_pb2.Batch]:
+    return [batch for message in messages for batch in message.batches]
+
+
+def settled(value: Callable[[], int]) -> int:
+    """The value once it has stood still for half a second."""
+    newest, since_s = value(), time.monotonic()
+    while time.monotonic() - since_s < 0.5:
+        time.sleep(0.05)
+        if value() != newest:
+            newest, since_s = value(), time.monotonic()
+    return newest
+
+
+def test_steps_come_in_order_from_the_one_asked_for(miner: ServerThread) -> None:
+    with channel_to(miner.address) as channel:
+        stub = opened(channel)
+        steps = [batch.step for batch in batches_of(stream(stub, 5, 20))]
+    assert steps == list(range(5, 25))
+
+
+def test_a_step_has_the_same_bytes_on_every_read_and_after_a_restart(
+    miner: ServerThread, tmp_path: Path
+) -> None:
+    def read(server: ServerThread, first_step: int, num_steps: int) -> list[bytes]:
+        with channel_to(server.address) as channel:
+            messages = stream(opened(channel), first_step, num_steps, with_payload=True)
+            return [batch.SerializeToString(deterministic=True) for batch in batches_of(messages)]
+
+    whole = read(miner, 0, 40)
+    assert read(miner, 13, 9) == whole[13:22]
+    seal_round(tmp_path, 3)
+    restarted = ServerThread(tmp_path)
+    assert read(restarted, 0, 40) == whole
+    restarted.stop()
+
+
+def test_a_waiting_stream_sends_heartbeats_with_the_reason_and_then_the_batch(
+    empty_miner: ServerThread, tmp_path: Path
+) -> None:
+    with channel_to(empty_miner.address) as channel:
+        messages = stream(opened(channel), 0, 1)
+        beats = [next(messages).heartbeat for _ in range(3)]
+        assert {beat.next_step for beat in beats} == {0}
+        assert "no round has been sealed yet" in beats[-1].reason
+        seal_round(tmp_path, 1)
+        rest = batches_of(messages)
+    assert [batch.round_id for batch in rest] == [1]
+
+
+def test_what_is_ready_is_sent_before_the_stream_waits(miner: ServerThread) -> None:
+    with channel_to(miner.address) as channel:
+        stub = opened(channel, exhausted_policy=mining_pb2.EXHAUSTED_POLICY_WAIT)
+        messages = stream(stub, 0, 100)
+        groups, heartbeat = 0, None
+        while heartbeat is None:
+            message = next(messages)
+            groups += sum(batch.global_groups for batch in message.batches)
+            heartbeat = None if message.batches else message.heartbeat
+        messages.cancel()
+    assert groups == 60
+    assert "used up" in heartbeat.reason
+
+
+def test_the_steps_before_an_impossible_one_are_sent_first(miner: ServerThread) -> None:
+    """One rank too many for the smallest batch: the stream ends there, not before."""
+    with channel_to(miner.address) as channel:
+        stub = opened(channel)
+        sizes = [batch.global_groups for batch in batches_of(stream(stub, 0, 40))]
+        fails_at = next(step for step, size in enumerate(sizes) if size < max(sizes))
+        stub.OpenRun(mining_pb2.OpenRunRequest(run_id="r", batch_rows=24))
+        received = []
+        with pytest.raises(grpc.RpcError) as raised:
+            received.extend(
+                batch.step
+                for message in stream(stub, 0, 40, world_size=max(sizes))
+                for batch in message.batches
+            )
+    error: Any = raised.value
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert received == list(range(fails_at))
+
+
+def test_a_slow_reader_gets_many_small_steps_in_one_message(miner: ServerThread) -> None:
+    with channel_to(miner.address) as channel:
+        messages = stream(opened(channel, batch_rows=200), 0, 600, with_payload=True)
+        first = next(messages)
+        time.sleep(1.5)  # the transport is full by now, and the outbox too
+        sizes = [len(message.batches) for message in messages]
+    assert sum(sizes) + len(first.batches) == 600
+    assert max(sizes) > 1
+
+
+def test_messages_keep_to_the_target_size_and_hold_at_least_one_step(tmp_path: Path) -> None:
+    miner = ServerThread(make_folder(tmp_path), max_message_bytes=65_536)
+    with channel_to(miner.address) as channel:
+        messages = list(stream(opened(channel, batch_rows=60), 0, 200, with_payload=True))
+    miner.stop()
+    assert sum(len(message.batches) for message in messages) == 200
+    for message in messages:
+        assert len(message.batches) == 1 or message.ByteSize() < 1.01 * 65_536
+
+
+def test_a_client_that_reads_no_more_stops_planning_and_assembling(miner: ServerThread) -> None:
+    with channel_to(miner.address) as channel:
+        messages = stream(opened(channel, batch_rows=200), 0, 4096, with_payload=True)
+        batch_bytes = next(messages).batches[0].ByteSize()
+        planned = settled(lambda: miner.runs.get("r").planned_steps)
+        messages.cancel()
+    assert planned < 4096
+    assert planned * batch_bytes < 24 * 2**20
+
+
+def test_a_cancelled_stream_ends_its_work(empty_miner: ServerThread) -> None:
+    looks = 0
+    newest = empty_miner.log.newest
+
+    def counted() -> int | None:
+        nonlocal looks
+        looks += 1
+        return newest()
+
+    empty_miner.log.newest = counted  # type: ignore[method-assign]
+    with channel_to(empty_miner.address) as channel:
+        messages = stream(opened(channel), 0, 1)
+        next(messages)
+        messages.cancel()
+        assert looks > 0
+        after = settled(lambda: looks)
+        time.sleep(0.5)
+        assert looks == after
+
+
+def test_many_streams_do_not_shut_out_other_requests(empty_miner: ServerThread) -> None:
+    with channel_to(empty_miner.address) as channel:
+        stub = opened(channel)
+        waiting = [stream(stub, 0, 1) for _ in range(40)]
+        for messages in waiting:
+            next(messages)
+        begin_s = time.monotonic()
+        stub.GetStatus(mining_pb2.GetStatusRequest(), timeout=5)
+        assert time.monotonic() - begin_s < 2.0
+        for messages in waiting:
+            messages.cancel()

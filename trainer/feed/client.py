@@ -1,0 +1,204 @@
+"""One connection to the miner: every request of the service as a method, with deadline and retries.
+
+It knows no buffer and no training loop. Not shared between threads; gRPC does not survive a fork,
+so a child process makes its own.
+
+Calls fail fast and are repeated here, not by gRPC: a stream is never retried by gRPC once it has
+begun, its own retries give up after five attempts, and a call that waits for readiness hides why
+the connection fails. Every repetition takes a new connection, so that a hung process does not hold
+the client that could reach its successor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import grpc
+
+from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
+from trainer.errors import FeedError, MinerUnreachableError, RunRefusedError, WeightsRefusedError
+from trainer.feed.patience import Patience
+from trainer.feed.status_codes import error_of, retry_after_s
+
+__all__ = ["MinerClient", "RunParameters", "StreamCall"]
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),  # the miner bounds its messages; a batch may be large
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.use_local_subchannel_pool", 1),  # or a new channel would share the old connection
+    ("grpc.enable_retries", 0),
+]
+
+ExhaustedPolicy = Literal["repeat", "wait"]
+StalePolicy = Literal["serve", "wait"]
+
+
+class StreamCall(Protocol):
+    """A stream under way: iterate it, or cancel it from another thread."""
+
+    def __iter__(self) -> Iterator[mining_pb2.StreamTripletsResponse]: ...
+
+    def cancel(self) -> bool:
+        """End it; the iteration then raises."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParameters:
+    """What a run is opened with; opening it again needs the same values.
+
+    Attributes:
+        run_id: 1 to 128 of ``[A-Za-z0-9._-]``, not starting with a dot.
+        batch_rows: Upper bound on the rows of a global batch, at least 3.
+        seed: Keys the order of the groups.
+        exhausted: When every group of the newest round is used up: go through it again in a new
+            order, or wait for a newer round.
+        stale: When a step's staleness would pass the bound: serve it marked, or wait.
+        max_staleness_steps: That bound, in optimizer steps; 0 for none.
+        dataset_fingerprint: The dataset the run must be served from; empty: any.
+    """
+
+    run_id: str
+    batch_rows: int
+    seed: int = 0
+    exhausted: ExhaustedPolicy = "repeat"
+    stale: StalePolicy = "serve"
+    max_staleness_steps: int = 0
+    dataset_fingerprint: str = ""
+
+    def request(self) -> mining_pb2.OpenRunRequest:
+        """These values on the wire."""
+        return mining_pb2.OpenRunRequest(
+            run_id=self.run_id,
+            batch_rows=self.batch_rows,
+            seed=self.seed,
+            exhausted_policy=f"EXHAUSTED_POLICY_{self.exhausted.upper()}",
+            stale_policy=f"STALE_POLICY_{self.stale.upper()}",
+            max_staleness_steps=self.max_staleness_steps,
+            dataset_fingerprint=self.dataset_fingerprint,
+        )
+
+
+class MinerClient:
+    """A connection to one miner.
+
+    Every method repeats an attempt that found no miner, with jittered pauses, until ``patience_s``
+    have passed; then it raises :class:`MinerUnreachableError`. A refusal is raised at once, as the
+    class that :mod:`trainer.errors` lists for it.
+
+    Args:
+        address: ``host:port`` of ``coalface-miner serve``.
+        patience_s: Seconds to go on trying; 0 makes a single attempt.
+        deadline_s: Seconds after which one attempt at a small request is given up.
+    """
+
+    def __init__(
+        self, address: str, *, patience_s: float = 300.0, deadline_s: float = 20.0
+    ) -> None:
+        self.address = address
+        self._patience_s = patience_s
+        self._deadline_s = deadline_s
+        self._connect()
+
+    def open_run(self, parameters: RunParameters) -> mining_pb2.OpenRunResponse:
+        """Open the run, or find it again.
+
+        Raises:
+            RunRefusedError: If it exists with other values, or the dataset is another one.
+            BadRequestError: If a value is out of range; the text names the field.
+        """
+        opened: mining_pb2.OpenRunResponse = self._ask("OpenRun", parameters.request())
+        return opened
+
+    def stream(self, request: mining_pb2.StreamTripletsRequest, *, deadline_s: float) -> StreamCall:
+        """Start one stream; a single attempt, which raises ``grpc.RpcError`` while it is read."""
+        call: StreamCall = self._stub.StreamTriplets(request, timeout=deadline_s)
+        return call
+
+    def commit(self, run_id: str, step: int) -> int:
+        """Tell that steps ``[0, step)`` are in a durable checkpoint; the highest told so far."""
+        request = mining_pb2.CommitStepRequest(run_id=run_id, step=step)
+        return int(self._ask("CommitStep", request).committed_step)
+
+    def announce(self, *, step: int, uri: str, sha256: str) -> bool:
+        """Offer new weights; returns once the miner has checked them.
+
+        Returns:
+            Whether newer weights had been accepted before, so that these will not be mined.
+
+        Raises:
+            WeightsRefusedError: With the miner's reason; its last good round stays in service.
+        """
+        request = mining_pb2.AnnounceWeightsRequest(step=step, uri=uri, sha256=sha256)
+        # The check embeds a canary batch, so it may take the whole patience.
+        response = self._ask(
+            "AnnounceWeights",
+            request,
+            refused=WeightsRefusedError,
+            deadline_s=self._patience_s,
+        )
+        return bool(response.superseded)
+
+    def request_refresh(self) -> int:
+        """Ask for a round from the newest accepted weights; returns their step.
+
+        Raises:
+            WeightsRefusedError: If no weights have been accepted yet.
+        """
+        response = self._ask(
+            "RequestRefresh",
+            mining_pb2.RequestRefreshRequest(),
+            refused=WeightsRefusedError,
+        )
+        return int(response.model_step)
+
+    def status(self) -> mining_pb2.GetStatusResponse:
+        """What is served, what is being mined, and which runs are open."""
+        status: mining_pb2.GetStatusResponse = self._ask("GetStatus", mining_pb2.GetStatusRequest())
+        return status
+
+    def reconnect(self) -> None:
+        """Drop the connection and take a new one."""
+        self.close()
+        self._connect()
+
+    def close(self) -> None:
+        """Give up the connection; safe to repeat."""
+        self._channel.close()
+
+    def __enter__(self) -> MinerClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _connect(self) -> None:
+        self._channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self._stub: Any = _make_stub(self._channel)
+
+    def _ask(
+        self,
+        method: str,
+        request: Any,
+        *,
+        refused: type[FeedError] = RunRefusedError,
+        deadline_s: float | None = None,
+    ) -> Any:
+        """One request, repeated while no miner answers."""
+        patience = Patience(self.address, self._patience_s)
+        longest_s = self._deadline_s if deadline_s is None else deadline_s
+        while True:
+            try:
+                call = getattr(self._stub, method)  # of the newest connection
+                return call(request, timeout=min(longest_s, patience.left_s))
+            except grpc.RpcError as exc:
+                error = error_of(exc, refused)
+                if not isinstance(error, MinerUnreachableError):
+                    raise error from exc
+                patience.pause(error, retry_after_s(exc))
+                self.reconnect()
+
+
+_make_stub: Callable[[grpc.Channel], Any] = mining_pb2_grpc.MiningServiceStub
