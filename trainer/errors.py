@@ -4,6 +4,7 @@ TrainerError
 ├── ConfigError                a setting is unknown, missing or out of range
 ├── CheckpointError            a checkpoint cannot be written or read
 ├── EvaluationError            the evaluation set does not allow the measurement
+├── TrainingError              a step cannot be taken
 └── FeedError                  no batches, or no answer, from the miner
     ├── MinerUnreachableError  no sign of life within the patience
     ├── AccessDeniedError      the miner wants credentials that were not given
@@ -30,6 +31,7 @@ __all__ = [
     "RunRefusedError",
     "StepRangeError",
     "TrainerError",
+    "TrainingError",
     "WeightsRefusedError",
 ]
 
@@ -48,6 +50,10 @@ class CheckpointError(TrainerError):
 
 class EvaluationError(TrainerError):
     """The evaluation set does not allow the measurement that was asked for."""
+
+
+class TrainingError(TrainerError):
+    """A step cannot be taken: a bad sample, a loss that is not finite, or a lost peer."""
 
 
 class FeedError(TrainerError):
