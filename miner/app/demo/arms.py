@@ -1,0 +1,102 @@
+"""The arms of the comparison: same encoder, optimizer, margin, steps and images per step.
+
+An arm is a service (what it mines) and a loss (what the trainer makes of a batch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ARMS", "BATCH_ROWS", "Arm", "Pace", "service_config", "trainer_config"]
+
+BATCH_ROWS = 192
+MARGIN = 0.2
+# Random batches are groups too: 4 random identities, up to 4 samples each.
+RANDOM_GROUPS = {"strategy": "random", "identities_per_group": 4, "samples_per_identity": 4}
+# Loose triplets: anchor, positive and one random negative, 64 to a batch of 192 images.
+RANDOM_TRIPLETS = {"strategy": "random", "identities_per_group": 2, "samples_per_identity": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One line of the table.
+
+    Attributes:
+        name: As the table shows it.
+        key: Folder and run id.
+        service: Arms with the same service name share one service.
+        selection: The service's selection settings.
+        loss: The trainer's loss mode.
+    """
+
+    name: str
+    key: str
+    service: str
+    loss: str
+    selection: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long an arm trains and how often Coalface mines.
+
+    Attributes:
+        steps: Optimizer steps of every arm.
+        warmup_steps: Steps on random groups before the first mined round.
+        refresh_steps: Steps between announcements.
+        max_staleness_steps: The feed waits rather than train on older rounds.
+        seed: Of weights, order and draws.
+    """
+
+    steps: int = 300
+    warmup_steps: int = 100
+    refresh_steps: int = 50
+    max_staleness_steps: int = 100
+    seed: int = 0
+
+
+ARMS = (
+    Arm("random triplets", "random", "triplets", "mined", RANDOM_TRIPLETS),
+    Arm("in-batch hard", "hard", "batches", "in_batch_hard", RANDOM_GROUPS),
+    Arm("in-batch semi-hard", "semi-hard", "batches", "in_batch_semi_hard", RANDOM_GROUPS),
+    Arm("Coalface", "coalface", "coalface", "in_batch_hard"),
+)
+
+
+def service_config(arm: Arm, out: Path, pace: Pace) -> dict[str, Any]:
+    """The miner's configuration of an arm."""
+    return {
+        "state_dir": str(out / "services" / arm.service),
+        "store_dir": str(out / "store"),
+        "seed": pace.seed,
+        "ray_address": "local",
+        "dataset": {"uri": str(out / "glyphs" / "glyphs.parquet"), "filter": 'split == "train"'},
+        "encoder": {"weights_prefixes": [str(out / "arms")]},
+        "selection": arm.selection,
+        "refresh": {"warmup_steps": pace.warmup_steps},
+        "serving": {"stride_steps": 10},
+    }
+
+
+def trainer_config(arm: Arm, out: Path, pace: Pace, address: str) -> dict[str, Any]:
+    """The trainer's configuration of an arm."""
+    mines = arm.service == "coalface"
+    return {
+        "run_id": arm.key,
+        "out": str(out / "arms" / arm.key),
+        "steps": pace.steps,
+        "batch_rows": BATCH_ROWS,
+        "seed": pace.seed,
+        "miner": {
+            "address": address,
+            "stale": "wait" if mines else "serve",
+            "max_staleness_steps": pace.max_staleness_steps if mines else 0,
+        },
+        "loss": {"mode": arm.loss, "margin": MARGIN},
+        "announce": {
+            "every_steps": pace.refresh_steps if mines else 0,
+            "after_step": pace.warmup_steps,
+        },
+    }

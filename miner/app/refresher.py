@@ -1,0 +1,151 @@
+r"""One refresh: weights in, a sealed round out. Runs in the driver; Ray does the heavy parts.
+
+idle -> embedding -> searching -> selecting -> sealing -> idle
+     \--------------(random round)-----------------^
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from miner.app.accepted import AcceptedWeights
+from miner.config import MinerConfig
+from miner.core import Selection, choose_anchors, random_groups, select_groups
+from miner.data import Catalog
+from miner.rounds import RoundDraft, RoundManifest, RoundWriter
+from miner.serving.backend import Phase, RefreshState
+from miner.workers.embed import EmbedPool
+from miner.workers.search import SearchRequest, search_snapshot
+from miner.workers.snapshot import SnapshotStore
+
+__all__ = ["Refresher"]
+
+logger = logging.getLogger(__name__)
+
+SHOW_EVERY_S = 0.25
+RANDOM = "random"
+
+
+@dataclass(slots=True)
+class Mined:
+    """What one refresh found, before it is sealed."""
+
+    selection: Selection
+    strategy: str
+    index: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Refresher:
+    """Makes rounds, one at a time.
+
+    Attributes:
+        config: The resolved configuration.
+        catalog: The dataset's catalog.
+        writer: The only writer of the round log.
+        pool: The embedding workers.
+        snapshots: Where their chunks lie.
+        show: Takes every change of the refresh's state.
+    """
+
+    config: MinerConfig
+    catalog: Catalog
+    writer: RoundWriter
+    pool: EmbedPool
+    snapshots: SnapshotStore
+    show: Callable[[RefreshState], None]
+    _state: RefreshState = field(default_factory=RefreshState)
+    _phases_s: dict[str, float] = field(default_factory=dict)
+    _shown_s: float = 0.0
+
+    def refresh(self, weights: AcceptedWeights | None) -> RoundManifest:
+        """Mine with ``weights`` and seal the round; a random one before the warm-up is over.
+
+        Raises:
+            CoalfaceError: No round was sealed; the log is as it was.
+        """
+        started_s = time.monotonic()
+        self._phases_s = {}
+        self._state = replace(self._state, model_step=weights.step if weights else 0)
+        try:
+            manifest = self._seal(self._mine(weights), weights)
+        except BaseException as exc:
+            num_failed = self._state.num_failed + 1
+            self._finish(started_s, num_failed=num_failed, last_error=str(exc))
+            raise
+        self._finish(started_s, num_sealed=self._state.num_sealed + 1)
+        logger.info(
+            "sealed round %d: %s, %d groups, %d triplets, weights of step %d, %.1f s (%s)",
+            *(manifest.round_id, manifest.strategy, manifest.num_groups, manifest.num_triplets),
+            *(manifest.model_step, time.monotonic() - started_s),
+            ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self._phases_s.items()),
+        )
+        return manifest
+
+    def _mine(self, weights: AcceptedWeights | None) -> Mined:
+        config, identities = self.config, self.catalog.identities
+        draws = {"seed": config.seed, "round_id": self.writer.next_round_id}
+        is_warm = weights is not None and weights.step >= config.refresh.warmup_steps
+        if weights is None or not is_warm or config.selection.strategy == RANDOM:
+            with self._phase("selecting", len(identities.sizes_I), "identities"):
+                return Mined(random_groups(identities, config.selection, **draws), RANDOM)
+        with self._phase("embedding", identities.num_rows, "rows"):
+            key = self.pool.key(weights.sha256)
+            self.pool.embed(key, weights.uri, self._progress)
+        anchor_ids_A = choose_anchors(identities, config.selection, **draws)
+        with self._phase("searching", len(anchor_ids_A), "anchors"):
+            num_candidates = config.selection.num_candidates
+            root = self.snapshots.root.absolute()
+            request = SearchRequest(root, key, identities, anchor_ids_A, num_candidates)
+            found = search_snapshot(request, config.index, config.workers)
+        with self._phase("selecting", len(anchor_ids_A), "anchors"):
+            embeddings_ND = self.snapshots.open(key)
+            selection = select_groups(
+                found.candidates, embeddings_ND, identities, config.selection, **draws
+            )
+        return Mined(selection, config.selection.strategy, dict(found.index))
+
+    def _seal(self, mined: Mined, weights: AcceptedWeights | None) -> RoundManifest:
+        with self._phase("sealing", mined.selection.groups.num_groups, "groups"):
+            draft = RoundDraft(
+                model_step=weights.step if weights else 0,
+                weights_sha256=weights.sha256 if weights else "",
+                dataset_fingerprint=self.catalog.fingerprint,
+                strategy=mined.strategy,
+                config=self.config.selection.model_dump(mode="json"),
+                seed=self.config.seed,
+                index=mined.index,
+                recall=None,  # flat search is exact
+                selection=asdict(mined.selection.report),
+                phases_s=self._phases_s,
+                created_unix_s=time.time(),
+            )
+            return self.writer.seal(mined.selection.groups, draft)
+
+    @contextmanager
+    def _phase(self, phase: Phase, total: int, unit: str) -> Iterator[None]:
+        """Show the phase, and note its seconds."""
+        started_s = time.monotonic()
+        self._state = replace(self._state, phase=phase, done=0, total=total, unit=unit)
+        self.show(self._state)
+        yield
+        self._phases_s[phase] = round(time.monotonic() - started_s, 3)
+
+    def _progress(self, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if done == total or now_s - self._shown_s >= SHOW_EVERY_S:
+            self._shown_s = now_s
+            self._state = replace(self._state, done=done, total=total)
+            self.show(self._state)
+
+    def _finish(self, started_s: float, **changes: Any) -> None:
+        busy_s = self._state.busy_s + time.monotonic() - started_s
+        self._state = replace(
+            self._state, phase="idle", done=0, total=0, unit="", busy_s=busy_s, **changes
+        )
+        self.show(self._state)

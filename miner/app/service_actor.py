@@ -1,0 +1,175 @@
+"""The serving actor: a gRPC server on an event loop of its own, inside a named Ray actor.
+
+Ray restarts the actor when its process dies, and the constructor alone brings everything back: log,
+runs and accepted weights are on disk, the port is an argument. It neither mines nor judges weights:
+the driver asks it what there is to do, and tells it what came out.
+
+    constructor --> serving --drain()--> drained
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import uuid
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from miner.app.accepted import AcceptedWeights, read_accepted, write_accepted
+from miner.app.schedule import Work
+from miner.config import MinerConfig
+from miner.data import RowStore
+from miner.errors import CoalfaceError, WeightsRefusedError
+from miner.rounds import RoundLog
+from miner.serving.backend import RefreshState
+from miner.serving.runs import RunStore
+from miner.serving.server import MiningServer, start_server
+
+__all__ = ["Announcement", "MiningServiceActor"]
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Weights that wait for the driver's judgement."""
+
+    announcement_id: str
+    weights: AcceptedWeights
+
+
+class MiningServiceActor:
+    """Serves rounds over gRPC; :mod:`miner.app.serve` makes a Ray actor of it.
+
+    Its public methods are called by the driver, each on a thread of Ray's; the three of
+    :class:`miner.serving.backend.Backend` on the server's event loop.
+
+    Args:
+        config: The resolved configuration, with the port that clients know.
+    """
+
+    def __init__(self, config: MinerConfig) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        self._config = config
+        self._log = RoundLog(config.state_dir)
+        self._runs = RunStore(config.state_dir, config.serving.stride_steps)
+        self._refresh = RefreshState()
+        self._weights = read_accepted(config.state_dir)
+        self._request_id = ""
+        self._changed = threading.Event()
+        self._announced: queue.Queue[Announcement] = queue.Queue()
+        self._verdicts: dict[str, Future[None]] = {}
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True).start()
+        self._announcing = asyncio.Lock()
+        self._server: MiningServer = self._run(self._start()).result(START_TIMEOUT_S)
+
+    def address(self) -> str:
+        """host:port that trainers connect to."""
+        return self._server.address
+
+    def poll(self, timeout_s: float) -> Work:
+        """What there is to mine; returns at once on news, otherwise after ``timeout_s``."""
+        self._changed.wait(timeout_s)
+        self._changed.clear()
+        planned = max((run.planned_steps for run in self._runs.all()), default=0)
+        return Work(self._weights, self._request_id, planned)
+
+    def next_announcement(self, timeout_s: float) -> Announcement | None:
+        """The oldest announcement that nobody has judged; None if there is none in time."""
+        try:
+            return self._announced.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def judge(self, announcement_id: str, refusal: CoalfaceError | None) -> None:
+        """Tell whether announced weights are good; an announcer that is gone is no error."""
+        verdict = self._verdicts.pop(announcement_id, None)
+        if verdict is None or verdict.cancelled():
+            return
+        if refusal is None:
+            verdict.set_result(None)
+        else:
+            verdict.set_exception(refusal)
+
+    def show(self, state: RefreshState) -> None:
+        """Take over what GetStatus tells about the refresh."""
+        self._refresh = state
+
+    def needed_rounds(self) -> set[int]:
+        """Rounds that a run may still ask for."""
+        return self._runs.needed_rounds(idle_run_s=self._config.serving.idle_run_s)
+
+    def drain(self) -> None:
+        """End every stream at a step boundary and stop; returns when that is done."""
+        grace_s = self._config.serving.drain_grace_s
+        self._run(self._server.drain(grace_s)).result(grace_s + 5.0)
+
+    async def announce(self, step: int, uri: str, sha256: str) -> bool:
+        """Have weights judged and keep them as the newest; True if newer ones wait to be mined.
+
+        Raises:
+            WeightsRefusedError: With the reason.
+        """
+        weights = AcceptedWeights(step, uri, sha256.lower())
+        async with self._announcing:  # in the order of arrival
+            if weights == self._weights:
+                return False
+            await self._judgement(weights)
+            waiting = self._weights
+            if waiting and waiting.step > step and not self._is_mined(waiting):
+                return True
+            await asyncio.to_thread(write_accepted, self._config.state_dir, weights)
+            self._weights = weights
+        logger.info("accepted weights of step %d (%s)", step, weights.sha256[:12])
+        self._changed.set()
+        return False
+
+    async def request_refresh(self) -> int:
+        """Ask the driver for a round; the step of the weights that it will be mined with.
+
+        Raises:
+            WeightsRefusedError: No weights have been accepted yet.
+        """
+        if self._weights is None:
+            raise WeightsRefusedError(
+                "no weights have been accepted yet, so there is nothing to mine with: "
+                "announce weights, and they are mined by themselves"
+            )
+        self._request_id = uuid.uuid4().hex
+        self._changed.set()
+        return self._weights.step
+
+    def refresh_status(self) -> RefreshState:
+        """What the driver showed last."""
+        return self._refresh
+
+    async def _start(self) -> MiningServer:
+        store = await asyncio.to_thread(RowStore.open, self._config.store_path)
+        return await start_server(self._config.serving, self._log, self._runs, store, self)
+
+    async def _judgement(self, weights: AcceptedWeights) -> None:
+        announcement = Announcement(uuid.uuid4().hex, weights)
+        verdict: Future[None] = Future()
+        self._verdicts[announcement.announcement_id] = verdict
+        self._announced.put(announcement)
+        try:
+            await asyncio.wrap_future(verdict)
+        except WeightsRefusedError as exc:
+            logger.warning("refused weights of step %d: %s", weights.step, exc)
+            raise
+        finally:
+            self._verdicts.pop(announcement.announcement_id, None)
+
+    def _is_mined(self, weights: AcceptedWeights) -> bool:
+        newest = self._log.newest()
+        return newest is not None and self._log.manifest(newest).weights_sha256 == weights.sha256
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -1,0 +1,64 @@
+"""The command line of the miner: one thin command per task; errors end in one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from miner import __version__
+from miner.cli.dataset import glyphs, ingest
+from miner.cli.demo import demo
+from miner.cli.serve import serve
+from miner.cli.sheet import sheet
+from miner.errors import CoalfaceError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="coalface-miner",
+    help="Mines hard negatives over a whole dataset while a model trains.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+app.command()(glyphs)
+app.command()(ingest)
+app.command()(serve)
+app.command()(sheet)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"coalface-miner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log details.")] = False,
+    version: Annotated[  # noqa: ARG001 - typer calls _show_version
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Set up logging for every command."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(name)s: %(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+
+
+def main() -> None:
+    """Entry point of ``coalface-miner`` and ``python -m miner``."""
+    try:
+        app()
+    except CoalfaceError as exc:
+        Console(stderr=True).print(f"[bold red]{type(exc).__name__}[/]: ", end="")
+        Console(stderr=True).print(str(exc), markup=False, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,30 @@
+"""Options that several commands share: ``--config``, ``--set``, ``--print-config``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from miner.config import MinerConfig, load_config, render_config
+
+__all__ = ["ConfigOption", "PrintConfigOption", "SetOption", "resolve"]
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="key.subkey=value, laid over the file; repeatable."),
+]
+PrintConfigOption = Annotated[
+    bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")
+]
+
+
+def resolve(config: Path | None, overrides: list[str] | None, print_config: bool) -> MinerConfig:
+    """Load the configuration; with ``print_config`` show it and end the command."""
+    settings = load_config(MinerConfig, config, overrides or ())
+    if print_config:
+        typer.echo(render_config(settings), nl=False)
+        raise typer.Exit
+    return settings

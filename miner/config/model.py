@@ -1,0 +1,84 @@
+"""The tree of settings behind one ``serve``; every part's model lives beside its part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from miner.core.config import SelectionConfig
+from miner.data.config import DatasetConfig
+from miner.embedding.config import EncoderConfig
+from miner.index.config import IndexConfig
+from miner.rounds.config import RoundsConfig
+from miner.serving.config import ServingConfig
+from miner.workers.config import WorkersConfig
+
+__all__ = ["MinerConfig", "RefreshConfig"]
+
+
+class RefreshConfig(BaseModel):
+    """When a new round is mined. Triggers add up; one refresh runs at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on_new_weights: bool = Field(
+        default=True,
+        description="Mine as soon as newer weights are accepted. On: an announcement is the "
+        "moment at which negatives get stale.",
+    )
+    every_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Also mine every so many seconds from the newest weights. Off: the same "
+        "weights give the same candidates, only the draws differ.",
+    )
+    every_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Also mine whenever a run's plan has advanced by so many steps since the last "
+        "refresh. Off: announcements already follow the trainer's steps.",
+    )
+    warmup_steps: int = Field(
+        default=100,
+        ge=0,
+        description="Weights of earlier steps are accepted but not mined: rounds stay random. "
+        "An untrained encoder's neighbours are noise, and hard negatives from the first step on "
+        "collapse the space.",
+    )
+
+
+class MinerConfig(BaseModel):
+    """Everything that ``coalface-miner serve`` needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state_dir: Path = Field(
+        description="Folder of the round log, the run plans and the snapshots. Kept over restarts."
+    )
+    store_dir: Path | None = Field(
+        default=None,
+        description="Folder of the row store. None: `store` in state_dir; name it to share one "
+        "store between services on the same dataset.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Keys every draw of the miner. 0: any will do."
+    )
+    ray_address: str = Field(
+        default="auto",
+        description="`auto`: the cluster in RAY_ADDRESS (set by `ray job submit`), else a local "
+        "one; `local`: always a local one; otherwise a cluster's address.",
+    )
+    dataset: DatasetConfig
+    encoder: EncoderConfig = EncoderConfig()
+    workers: WorkersConfig = WorkersConfig()
+    index: IndexConfig = IndexConfig()
+    selection: SelectionConfig = SelectionConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    serving: ServingConfig = ServingConfig()
+    refresh: RefreshConfig = RefreshConfig()
+
+    @property
+    def store_path(self) -> Path:
+        """Where the row store lies."""
+        return self.store_dir or self.state_dir / "store"

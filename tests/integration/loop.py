@@ -1,0 +1,110 @@
+"""A miner and its trainers as real processes in a folder, talking over a real socket."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from miner.app.demo.processes import running, service
+
+__all__ = ["Loop", "kill_session"]
+
+
+@dataclass
+class Loop:
+    """One miner and its trainers in a folder."""
+
+    folder: Path
+    dataset: Path
+    port: int = 0
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def state_dir(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "training"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def journal(self, rank: int) -> list[dict[str, Any]]:
+        path = self.out / f"journal-{rank}.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text("utf-8").splitlines()
+        events = []
+        for line in lines:
+            try:
+                events.append(json.loads(line))
+            except ValueError:  # cut off by a kill
+                continue
+        return [event for event in events if event["event"] == "step"]
+
+    @contextmanager
+    def miner(self, name: str = "miner") -> Iterator[str]:
+        config = self.folder / "miner.yaml"
+        config.write_text(yaml.safe_dump(self.miner_config()))
+        with service(config, self.state_dir, self.folder / f"{name}.log") as address:
+            yield address
+
+    @contextmanager
+    def torchrun(self, name: str, ranks: int = 2) -> Iterator[subprocess.Popen[bytes]]:
+        config = self.folder / "trainer.yaml"
+        config.write_text(yaml.safe_dump(self.trainer_config()))
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        train = ["-m", "trainer", "train", "--config", str(config)]
+        with running([*command, *train], self.log_of(name)) as process:
+            yield process
+
+    def kill_miner(self) -> None:
+        """SIGKILL to the driver and to everything that Ray started for it, all at once."""
+        pid = json.loads((self.state_dir / "endpoint.json").read_text("utf-8"))["pid"]
+        subprocess.run(["pkill", "-KILL", "-s", str(pid)], check=True)
+
+    def log_of(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def miner_config(self) -> dict[str, Any]:
+        return {
+            "state_dir": str(self.state_dir),
+            "ray_address": "local",
+            "dataset": {"uri": str(self.dataset), "filter": 'split == "train"'},
+            "encoder": {
+                "weights_prefixes": [str(self.out)],
+                "encoder_args": {"width": 8},
+                "max_canary_similarity": 0.9999,  # ten steps do not spread the space much
+            },
+            "selection": {"groups_per_round": 48, "num_candidates": 64, "window_stop": 8},
+            "workers": {"chunk_rows": 64},
+            "refresh": {"warmup_steps": 6},
+            "serving": {"stride_steps": 4, "port": self.port},
+        }
+
+    def trainer_config(self) -> dict[str, Any]:
+        base: dict[str, Any] = {
+            "run_id": "run",
+            "out": str(self.out),
+            "steps": 60,
+            "batch_rows": 64,
+            # 48 groups are 12 steps: whoever waits for the next round sees mined ones from then on.
+            "miner": {"address": self.address, "patience_s": 60, "exhausted": "wait"},
+            "encoder": {"args": {"width": 8}},
+            "checkpoint": {"every_steps": 10},
+            "announce": {"every_steps": 6, "after_step": 6},
+        }
+        return base | self.trainer
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to every process of the session at once: a power cut."""
+    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    process.wait()

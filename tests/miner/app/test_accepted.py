@@ -1,0 +1,42 @@
+"""The newest accepted weights survive a restart, whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from miner.app.accepted import AcceptedWeights, read_accepted, write_accepted
+from miner.errors import ConfigError
+
+WEIGHTS = AcceptedWeights(7, "/w/7.safetensors", "ab" * 32)
+
+
+def test_nothing_was_accepted_at_first(tmp_path: Path) -> None:
+    assert read_accepted(tmp_path) is None
+
+
+def test_what_was_accepted_last_is_read_back(tmp_path: Path) -> None:
+    write_accepted(tmp_path, WEIGHTS)
+    newer = AcceptedWeights(9, "/w/9.safetensors", "cd" * 32)
+    write_accepted(tmp_path, newer)
+    assert read_accepted(tmp_path) == newer
+
+
+def test_a_write_that_breaks_off_leaves_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_accepted(tmp_path, WEIGHTS)
+
+    def broken(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", broken)
+    with pytest.raises(OSError, match="No space left"):
+        write_accepted(tmp_path, AcceptedWeights(9, "/w/9.safetensors", "cd" * 32))
+    assert read_accepted(tmp_path) == WEIGHTS
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"step": 1}', "[1, 2]"])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "weights.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"weights\.json is damaged.*remove it"):
+        read_accepted(tmp_path)

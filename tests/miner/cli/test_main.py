@@ -1,0 +1,79 @@
+"""The command line as a user calls it: real processes, one-line errors, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+def miner(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "miner", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def dataset(folder: Path, identities: list[str]) -> str:
+    path = folder / "data.parquet"
+    ids = [f"s{i}" for i in range(len(identities))]
+    images = [b"x"] * len(identities)
+    pq.write_table(pa.table({"sample_id": ids, "identity": identities, "image": images}), path)
+    return f"dataset.uri={path}"
+
+
+def test_glyphs_then_ingest_make_a_store(tmp_path: Path) -> None:
+    import matplotlib
+
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    chosen = [str(fonts / name) for name in ("DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf")]
+    options = ("--fonts", chosen[0], "--fonts", chosen[1])
+    made = miner("glyphs", "--out", str(tmp_path / "g"), *options)
+    assert made.returncode == 0, made.stderr
+    assert "characters in 2 fonts" in made.stdout
+    uri = f"dataset.uri={tmp_path / 'g' / 'glyphs.parquet'}"
+    state = f"state_dir={tmp_path / 's'}"
+    wrote = miner("ingest", "--set", uri, "--set", state)
+    assert wrote.returncode == 0, wrote.stderr
+    again = miner("ingest", "--set", uri, "--set", state)
+    assert "was there already" in again.stdout.replace("\n", " ")
+    assert json.loads((tmp_path / "s" / "store" / "STORE.json").read_text())["num_rows"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["dataset.identity_column=person"], "person"),
+        (["dataset.uri=/nowhere/at/all.parquet"], "/nowhere/at/all.parquet"),
+        (["selection.stratgy=random"], "did you mean 'strategy'"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_code_1(
+    tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    settings = [dataset(tmp_path, ["a", "a", "b"]), f"state_dir={tmp_path / 's'}", *overrides]
+    done = miner("ingest", *(part for setting in settings for part in ("--set", setting)))
+    assert done.returncode == 1
+    assert told in done.stderr.replace("\n", "")
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_refuses_a_dataset_without_two_identities_before_it_starts_anything(
+    tmp_path: Path,
+) -> None:
+    settings = [dataset(tmp_path, ["a", "a", "a"]), f"state_dir={tmp_path / 's'}"]
+    done = miner("serve", *(part for setting in settings for part in ("--set", setting)))
+    assert done.returncode == 1
+    assert "DatasetError" in done.stderr
+    assert "ray" not in done.stderr.lower()
+
+
+def test_the_resolved_configuration_can_be_printed(tmp_path: Path) -> None:
+    done = miner("serve", "--set", "state_dir=/s", "--set", "dataset.uri=/d", "--print-config")
+    assert done.returncode == 0
+    assert "strategy: rank_window" in done.stdout
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert miner("mein").returncode == 2

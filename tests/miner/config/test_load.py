@@ -1,0 +1,79 @@
+"""Configuration: files, overrides, and errors that tell what to do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from miner.config import MinerConfig, load_config, render_config
+from miner.errors import ConfigError
+
+MINIMAL = ("state_dir=/s", "dataset.uri=/d")
+
+
+def test_every_key_can_be_overridden() -> None:
+    overrides = (
+        *MINIMAL,
+        "selection.window_stop=50",
+        "serving.port=7",
+        "selection.strategy=random",
+    )
+    config = load_config(MinerConfig, None, overrides)
+    assert (config.selection.window_stop, config.serving.port) == (50, 7)
+    assert config.selection.strategy == "random"
+    assert config.store_path == Path("/s/store")
+
+
+def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("state_dir: /s\nseed: 3\ndataset: {uri: /d, filter: 'split == \"train\"'}\n")
+    config = load_config(MinerConfig, path, ["seed=4"])
+    assert config.seed == 4
+    assert config.dataset.filter == 'split == "train"'
+
+
+def test_the_rendered_tree_gives_the_same_configuration(tmp_path: Path) -> None:
+    config = load_config(MinerConfig, None, MINIMAL)
+    path = tmp_path / "c.yaml"
+    path.write_text(render_config(config))
+    assert load_config(MinerConfig, path) == config
+    assert set(yaml.safe_load(path.read_text())) == set(MinerConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("selection.stratgy=random", r"unknown key 'selection\.stratgy': did you mean 'strategy'"),
+        ("serve.port=1", r"unknown key 'serve': did you mean 'serving'"),
+        ("qqqq=1", r"unknown key 'qqqq': known here: state_dir, "),
+        ("selection.window_stop=-1", r"selection\.window_stop: .*greater.*\(got -1\)"),
+        ("selection=3", r"selection: .*\(got 3\)"),
+        ("selection", r"'selection' is not of the form key\.subkey=value"),
+        (".a=1", "is not of the form"),
+        ("state_dir.x=1", "'state_dir' is a value, not a section"),
+        ("seed=[1", "the value is not YAML"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(MinerConfig, None, (*MINIMAL, override))
+
+
+def test_missing_keys_are_all_named() -> None:
+    with pytest.raises(ConfigError, match=r"missing key 'state_dir'; missing key 'dataset'"):
+        load_config(MinerConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("- 1\n", "not a list"), ("a: [", "is not YAML"), ("\x00", "is not YAML")]
+)
+def test_a_file_that_is_no_tree_is_named(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"bad\.yaml.*{told}"):
+        load_config(MinerConfig, path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
+        load_config(MinerConfig, tmp_path / "nothing.yaml")
