@@ -1,0 +1,102 @@
+"""Reads announced weights from where announcers may put them, and nowhere else.
+
+It knows nothing of what the bytes mean. Checked and loaded are the same bytes: a file that changes
+after the check does no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs
+
+from miner.embedding.config import EncoderConfig
+from miner.errors import WeightsRefusedError
+
+__all__ = ["fetch_weights"]
+
+
+def fetch_weights(uri: str, sha256: str, config: EncoderConfig) -> bytes:
+    """The bytes at ``uri``, which lie under an allowed prefix and have the announced digest.
+
+    Args:
+        uri: An absolute path, a ``file://`` URI, or a URI of any file system of `pyarrow.fs`.
+        sha256: The announced digest, hex.
+        config: Its ``weights_prefixes`` are the allowed folders and URI prefixes.
+
+    Raises:
+        WeightsRefusedError: The place is not allowed (links are followed before it is judged), it
+            cannot be read, or the digest is another one.
+    """
+    blob = _read_local(uri, config) if _is_local(uri) else _read_remote(uri, config)
+    actual = hashlib.sha256(blob).hexdigest()
+    if actual != sha256.lower():
+        raise WeightsRefusedError(
+            f"weights {uri} ({len(blob)} bytes) have sha256 {actual}, announced was {sha256!r}; "
+            "announce a file only when it is written, and never write to it again"
+        )
+    return blob
+
+
+def _is_local(uri: str) -> bool:
+    return uri.startswith("file:") or "://" not in uri
+
+
+def _local_path(uri: str) -> str:
+    if not uri.startswith("file:"):
+        return uri
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise WeightsRefusedError(f"weights {uri}: the host {parts.netloc!r} is not this one")
+    return unquote(parts.path)
+
+
+def _read_local(uri: str, config: EncoderConfig) -> bytes:
+    path = _local_path(uri)
+    if not os.path.isabs(path) or "\0" in path:
+        raise WeightsRefusedError(f"weights {uri!r}: a path must be absolute, or a file:// URI")
+    resolved = Path(os.path.realpath(path))
+    allowed = [prefix for prefix in config.weights_prefixes if _is_local(prefix)]
+    if not any(resolved.is_relative_to(os.path.realpath(_local_path(p))) for p in allowed):
+        leads = f" (it leads to {resolved})" if str(resolved) != path else ""
+        raise _outside(f"{uri}{leads}", config)
+    try:
+        # Neither a link put there meanwhile nor a pipe that never ends.
+        descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise WeightsRefusedError(f"weights {uri} are not a regular file")
+            return file.read()
+    except OSError as exc:
+        raise WeightsRefusedError(f"weights {uri} cannot be read: {exc.strerror}") from exc
+
+
+def _read_remote(uri: str, config: EncoderConfig) -> bytes:
+    # No escapes and no options: `?endpoint_override=` would turn an allowed bucket into any host.
+    if set(uri) & set("?#%\\\0") or {".", ".."} & set(uri.split("/")):
+        raise WeightsRefusedError(f"weights {uri!r}: a URI may hold none of ? # % \\ and no ./ ../")
+    # A prefix may hold such options; they are the operator's, and go with the file that is read.
+    for prefix in config.weights_prefixes:
+        base, _, options = prefix.partition("?")
+        base = base.rstrip("/") + "/"
+        if not _is_local(prefix) and uri.startswith(base):
+            try:
+                found = pa.fs.FileSystem.from_uri(f"{uri}?{options}" if options else uri)
+                with found[0].open_input_file(found[1]) as file:
+                    return bytes(file.read())
+            except (OSError, pa.ArrowException) as exc:
+                raise WeightsRefusedError(f"weights {uri} cannot be read: {exc}") from exc
+    raise _outside(uri, config)
+
+
+def _outside(place: str, config: EncoderConfig) -> WeightsRefusedError:
+    allowed = ", ".join(config.weights_prefixes) or "nowhere"
+    return WeightsRefusedError(
+        f"weights {place} are outside what encoder.weights_prefixes allows ({allowed}); write them "
+        "there, or let the miner's operator add the folder"
+    )

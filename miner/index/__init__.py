@@ -1,0 +1,5 @@
+"""Nearest neighbours over a snapshot. All but the settings is imported by name: FAISS is heavy."""
+
+from miner.index.config import IndexConfig
+
+__all__ = ["IndexConfig"]

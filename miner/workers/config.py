@@ -1,0 +1,60 @@
+"""What the embedding workers and the search ask of the cluster."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["WorkersConfig"]
+
+
+class WorkersConfig(BaseModel):
+    """Sizes of the work and the resources that Ray lends to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_embed_workers: int = Field(
+        default=1, ge=1, description="Embedding workers. One: a laptop's share; one per GPU else."
+    )
+    cpus_per_worker: float = Field(
+        default=1.0,
+        gt=0,
+        description="CPUs that Ray reserves per worker, and the threads torch may use. One leaves "
+        "the other cores to the trainer.",
+    )
+    gpus_per_worker: float = Field(
+        default=0.0, ge=0, description="GPUs per worker; fractions share one. None: runs anywhere."
+    )
+    chunk_rows: int = Field(
+        default=4096,
+        ge=1,
+        description="Rows that are embedded, written and lost together. 4096 take seconds, so "
+        "little is lost with a worker; part of the snapshot's key, so a change embeds anew.",
+    )
+    max_chunk_attempts: int = Field(
+        default=3,
+        ge=1,
+        description="How often a chunk may take its worker down before the snapshot fails. Three: "
+        "a preempted machine and a bad moment are forgiven, a sample that crashes is not.",
+    )
+    search_cpus: float = Field(
+        default=1.0, gt=0, description="CPUs of the search, and the threads FAISS may use."
+    )
+    search_gpus: float = Field(default=0.0, ge=0, description="GPUs of the search.")
+    keep_snapshots: int = Field(
+        default=2,
+        ge=1,
+        description="Newest snapshots kept on disk. Two: the one in use and the one being made.",
+    )
+    placement_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="How long to wait for the cluster to start the workers; importing torch on a "
+        "busy machine takes up to a minute of it.",
+    )
+    nice: int = Field(
+        default=5,
+        ge=0,
+        le=19,
+        description="Lowest niceness of the workers, so that a trainer on the same machine goes "
+        "first. Ray's own default for its workers is 15 (RAY_worker_niceness).",
+    )

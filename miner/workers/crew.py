@@ -1,0 +1,106 @@
+"""A fixed number of actors of one kind on Ray; a lost one is replaced.
+
+    asked for -> started -> ... -> lost -> (another one) asked for
+
+It does not know what the actors do, but that each has a method ``start`` that is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from miner.errors import SnapshotError
+from miner.workers.remote import Resources, result_of
+
+__all__ = ["Crew", "Worker"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One actor in its place."""
+
+    slot: int
+    actor: Any
+    started: bool = False
+
+
+class Crew:
+    """Thread-safe. Actors are asked for at once and start while the caller goes on."""
+
+    def __init__(
+        self, ask_for_actor: Callable[[], Any], size: int, resources: Resources, timeout_s: float
+    ) -> None:
+        """`timeout_s` is how long to wait while not one actor has started."""
+        self._ask_for_actor = ask_for_actor
+        self._resources = resources
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._workers = [Worker(slot, ask_for_actor()) for slot in range(size)]
+
+    @property
+    def workers(self) -> list[Worker]:
+        """All of them, started or not."""
+        with self._lock:
+            return list(self._workers)
+
+    def replace(self, worker: Worker) -> Worker:
+        """The successor of a lost worker; whoever notices the loss later gets the same one."""
+        with self._lock:
+            if self._workers[worker.slot] is worker:
+                log.warning("embedding worker %d was lost and is replaced", worker.slot)
+                # It may live on behind a broken connection.
+                ray.kill(worker.actor)
+                self._workers[worker.slot] = Worker(worker.slot, self._ask_for_actor())
+            return self._workers[worker.slot]
+
+    def wait_for_any(self, refs: Mapping[Any, Worker]) -> Any:
+        """The first of ``refs`` that is ready; calls under way are waited for without a limit.
+
+        Raises:
+            SnapshotError: None of their workers has started within the time allowed; says what was
+                asked for and what there is.
+        """
+        any_started = any(worker.started for worker in refs.values())
+        timeout_s = None if any_started else self._timeout_s
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
+        if not ready:
+            what = f"{len(refs)} embedding workers"
+            raise SnapshotError(self._resources.explain_wait(what, self._timeout_s))
+        return ready[0]
+
+    def call(self, method: str, *args: object, attempts: int) -> Any:
+        """Call a method on the first worker that is free, on another if that one is lost.
+
+        Raises:
+            CoalfaceError: What the method raises, with its class.
+            SnapshotError: ``attempts`` workers were lost, or none can start.
+        """
+        for _ in range(attempts):
+            starting = {worker.actor.start.remote(): worker for worker in self.workers}
+            ref = self.wait_for_any(starting)
+            worker = starting[ref]
+            try:
+                result_of(ref)
+                worker.started = True
+                return result_of(getattr(worker.actor, method).remote(*args))
+            except RayTaskError:
+                raise
+            except RayError as exc:
+                loss = exc
+                self.replace(worker)
+        raise SnapshotError(f"{attempts} workers died of the call {method!r}: {loss}") from loss
+
+    def dismiss(self) -> None:
+        """Kill all actors; what they are doing is lost."""
+        with self._lock:
+            for worker in self._workers:
+                ray.kill(worker.actor)

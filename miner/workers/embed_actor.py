@@ -1,0 +1,67 @@
+"""Ray's shell around `ChunkEmbedder`. Until it works it loads no torch: the driver imports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from miner.embedding.config import EncoderConfig
+from miner.workers.config import WorkersConfig
+from miner.workers.remote import lower_priority
+from miner.workers.snapshot import SnapshotKey
+
+if TYPE_CHECKING:
+    from miner.workers.embed_worker import ChunkEmbedder
+
+__all__ = ["EmbedActor", "EmbedSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedSettings:
+    """What a worker must know; the folders are the same on every machine."""
+
+    workers: WorkersConfig
+    encoder: EncoderConfig
+    store_path: Path
+    snapshot_root: Path
+
+
+class EmbedActor:
+    """Builds its embedder at first use rather than at creation: errors then keep their class."""
+
+    def __init__(self, settings: EmbedSettings) -> None:
+        lower_priority(settings.workers.nice)
+        self._settings = settings
+        self._built: ChunkEmbedder | None = None
+
+    def start(self) -> None:
+        """Get ready to embed; does nothing the second time."""
+        self._embedder()
+
+    def key(self, weights_sha256: str) -> SnapshotKey:
+        """As `ChunkEmbedder.key`."""
+        return self._embedder().key(weights_sha256, self._settings.workers.chunk_rows)
+
+    def validate(self, uri: str, sha256: str) -> float:
+        """As `ChunkEmbedder.validate`."""
+        return self._embedder().validate(uri, sha256)
+
+    def embed_chunk(self, key: SnapshotKey, chunk: int, uri: str, *, rehearse: bool) -> None:
+        """Load the weights unless they are, and embed the chunk: safe to repeat."""
+        embedder = self._embedder()
+        embedder.load(uri, key.weights_sha256)
+        embedder.embed_chunk(key, chunk, rehearse=rehearse)
+
+    def _embedder(self) -> ChunkEmbedder:
+        if self._built is None:
+            import torch
+
+            from miner.workers.embed_worker import ChunkEmbedder
+
+            settings = self._settings
+            torch.set_num_threads(max(1, int(settings.workers.cpus_per_worker)))
+            self._built = ChunkEmbedder(
+                settings.store_path, settings.encoder, settings.snapshot_root
+            )
+        return self._built

@@ -1,0 +1,112 @@
+"""Searches a snapshot for candidates in a process of its own, with its own resources.
+
+Row ids go in, row ids and similarities come out: it knows no strategy. Shape legend: A = anchors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from miner.errors import SearchError
+from miner.index.config import IndexConfig
+from miner.types import Candidates, IdentityTable
+from miner.workers.config import WorkersConfig
+from miner.workers.remote import Resources, lower_priority, result_of
+from miner.workers.snapshot import SnapshotKey, SnapshotStore
+
+__all__ = ["SearchOutcome", "SearchRequest", "search", "search_snapshot"]
+
+MAX_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """Which snapshot is searched, for which anchors, how deep."""
+
+    snapshot_root: Path
+    key: SnapshotKey
+    identities: IdentityTable
+    anchor_ids_A: npt.NDArray[np.int64]
+    num_candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """The candidates, and what the round's manifest says about the index."""
+
+    candidates: Candidates
+    index: dict[str, int | str]
+
+
+def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> SearchOutcome:
+    """Search in this process.
+
+    Raises:
+        SnapshotError: The snapshot is not complete.
+        SearchError: As `find_candidates`.
+    """
+    from miner.index.candidates import find_candidates
+    from miner.index.flat import FlatIndex
+
+    embeddings_ND = SnapshotStore(request.snapshot_root).open(request.key)
+    index = FlatIndex(num_threads)
+    index.build(embeddings_ND)
+    candidates = find_candidates(
+        index,
+        embeddings_ND,
+        request.identities,
+        request.anchor_ids_A,
+        num_candidates=request.num_candidates,
+        block=config.search_block,
+    )
+    return SearchOutcome(candidates, index.describe())
+
+
+class _SearchActor:
+    def __init__(self, nice: int) -> None:
+        lower_priority(nice)
+
+    def start(self) -> None:
+        """Answers once Ray has placed the actor."""
+
+    def search(self, request: SearchRequest, config: IndexConfig, threads: int) -> SearchOutcome:
+        return search(request, config, threads)
+
+
+def search_snapshot(
+    request: SearchRequest, config: IndexConfig, workers: WorkersConfig
+) -> SearchOutcome:
+    """Search on a Ray worker with the configured resources; a lost worker is replaced once.
+
+    Raises:
+        SnapshotError, SearchError: As `search`; also if the cluster has no room, or the worker is
+            lost twice.
+    """
+    resources = Resources(workers.search_cpus, workers.search_gpus)
+    for _ in range(MAX_ATTEMPTS):
+        actor = resources.start(_SearchActor, workers.nice)
+        try:
+            ready, _ = ray.wait([actor.start.remote()], timeout=workers.placement_timeout_s)
+            if not ready:
+                what = "the search"
+                raise SearchError(resources.explain_wait(what, workers.placement_timeout_s))
+            threads = max(1, int(workers.search_cpus))
+            outcome = result_of(actor.search.remote(request, config, threads))
+            assert isinstance(outcome, SearchOutcome)
+            return outcome
+        except RayTaskError:
+            raise
+        except RayError as exc:
+            loss = exc
+        finally:
+            ray.kill(actor)
+    raise SearchError(
+        f"the search was lost {MAX_ATTEMPTS} times: {loss}; it needs memory for "
+        f"{request.key.num_rows} embeddings"
+    ) from loss

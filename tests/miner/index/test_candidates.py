@@ -1,0 +1,198 @@
+"""Candidates against nested loops. Similarities within 1e-5 of each other count as ties."""
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from miner.errors import SearchError
+from miner.index.candidates import find_candidates
+from miner.index.config import IndexConfig
+from miner.index.flat import FlatIndex
+from miner.types import Candidates, IdentityTable
+
+TIE = 1e-5
+
+
+def unit_rows(rng: np.random.Generator, num_rows: int, dim: int) -> np.ndarray:
+    raw = rng.normal(size=(num_rows, dim))
+    return (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
+
+
+def mine(embeddings, identity_ids, anchors, k, block=4096, **options) -> Candidates:
+    index = FlatIndex(num_threads=1)
+    index.build(embeddings)
+    identities = IdentityTable.from_ids(np.asarray(identity_ids, np.int32))
+    anchors = np.asarray(anchors, np.int64)
+    return find_candidates(
+        index, embeddings, identities, anchors, num_candidates=k, block=block, **options
+    )
+
+
+def brute_force(embeddings, identity_ids, anchor) -> dict[int, float]:
+    """Every row of another identity with its similarity, by plain loops in float64."""
+    found = {}
+    for row in range(len(embeddings)):
+        if identity_ids[row] != identity_ids[anchor]:
+            pairs = zip(embeddings[anchor].tolist(), embeddings[row].tolist(), strict=True)
+            found[row] = sum(a * b for a, b in pairs)
+    return found
+
+
+def assert_exact(candidates: Candidates, embeddings, identity_ids, k: int) -> None:
+    for position, anchor in enumerate(candidates.anchor_ids_A.tolist()):
+        others = brute_force(embeddings, identity_ids, anchor)
+        rows = candidates.row_ids_AK[position].tolist()
+        similarities = candidates.similarities_AK[position].tolist()
+        count = min(k, len(others))
+        assert rows[count:] == [-1] * (k - count)
+        assert similarities[count:] == [-np.inf] * (k - count)
+        assert len(set(rows[:count])) == count, "no row twice"
+        best = sorted(others.values(), reverse=True)[:count]
+        for row, similarity, expected in zip(rows, similarities, best, strict=False):
+            assert row in others, "a candidate has another identity"
+            assert abs(similarity - others[row]) < TIE
+            assert abs(similarity - expected) < TIE, "as near as the oracle's of this rank"
+        for i in range(count - 1):
+            assert (similarities[i], -rows[i]) > (similarities[i + 1], -rows[i + 1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_rows=st.integers(2, 60),
+    num_identities=st.integers(2, 12),
+    dim=st.sampled_from([1, 2, 3, 7, 16, 33]),
+    k=st.integers(1, 80),
+    block=st.sampled_from([1, 3, 4096]),
+    distinct=st.integers(1, 60),
+)
+def test_candidates_equal_nested_loops(*, seed, num_rows, num_identities, dim, k, block, distinct):
+    rng = np.random.default_rng(seed)
+    # `distinct` below `num_rows` makes duplicates, within identities and across them.
+    pool = unit_rows(rng, distinct, dim)
+    embeddings = pool[rng.integers(0, distinct, num_rows)]
+    identity_ids = rng.integers(0, num_identities, num_rows)
+    _, identity_ids = np.unique(identity_ids, return_inverse=True)
+    anchors = rng.integers(0, num_rows, 10)
+    candidates = mine(embeddings, identity_ids, anchors, k, block)
+    assert_exact(candidates, embeddings, identity_ids, k)
+
+
+def test_one_identity_holding_almost_all_rows_is_searched_deeper_until_exact():
+    rng = np.random.default_rng(0)
+    embeddings = unit_rows(rng, 400, 6)
+    # The big identity is a tight cluster, so its anchors find only their own at first.
+    embeddings[:390] = embeddings[0] + 0.01 * embeddings[:390]
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    identity_ids = np.array([0] * 390 + [1] * 9 + [2])
+    rows = rng.permutation(400)
+    embeddings, identity_ids = embeddings[rows], identity_ids[rows]
+    done = []
+    candidates = mine(
+        embeddings,
+        identity_ids,
+        np.arange(0, 400, 7),
+        4,
+        on_progress=lambda *counts: done.append(counts),
+    )
+    assert_exact(candidates, embeddings, identity_ids, 4)
+    assert done[-1] == (58, 58)
+    assert len(done) > 3, "there were deeper searches"
+
+
+def test_deep_searches_keep_their_result_lists_small(monkeypatch):
+    monkeypatch.setattr("miner.index.candidates.MAX_RESULT_ENTRIES", 100)
+    rng = np.random.default_rng(1)
+    embeddings = unit_rows(rng, 200, 5)
+    identity_ids = np.array([0] * 150 + [1] * 49 + [2])
+    entries = []
+    search = FlatIndex.search
+
+    def watched(self, queries, k):
+        entries.append(len(queries) * k)
+        return search(self, queries, k)
+
+    monkeypatch.setattr(FlatIndex, "search", watched)
+    candidates = mine(embeddings, identity_ids, np.arange(200), 20)
+    assert_exact(candidates, embeddings, identity_ids, 20)
+    assert max(entries) <= 200, "one query alone may pass the bound"
+
+
+def test_the_candidate_ids_are_row_ids_of_the_whole_gallery():
+    # A search over the rows that are left after filtering, read as row numbers, would give 0.
+    embeddings = np.array([[1, 0], [0.6, 0.8], [0.8, 0.6], [0, 1]], np.float32)
+    candidates = mine(embeddings, [0, 0, 1, 1], [0], 2)
+    assert candidates.row_ids_AK.tolist() == [[2, 3]]
+    np.testing.assert_allclose(candidates.similarities_AK, [[0.8, 0]], atol=1e-7)
+
+
+def test_equal_similarities_stand_by_row_id():
+    embeddings = np.tile(np.array([[1, 0]], np.float32), (9, 1))
+    candidates = mine(embeddings, [1, 0, 0, 1, 0, 2, 0, 0, 0], [5, 0, 5], 8)
+    assert candidates.row_ids_AK[0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert candidates.row_ids_AK[1].tolist() == [1, 2, 4, 5, 6, 7, 8, -1]
+    assert candidates.row_ids_AK[2].tolist() == candidates.row_ids_AK[0].tolist()
+
+
+def test_no_anchors_give_no_candidates():
+    candidates = mine(unit_rows(np.random.default_rng(0), 5, 3), [0, 0, 1, 1, 2], [], 4)
+    assert candidates.row_ids_AK.shape == candidates.similarities_AK.shape == (0, 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 3.0])
+def test_rows_not_of_length_one_are_refused_and_named(value):
+    embeddings = unit_rows(np.random.default_rng(0), 70_000, 4)
+    embeddings[[3, 69_000]] = value
+    message = r"2 of 70000 embeddings .* rows \[3, 69000\]"
+    with np.errstate(invalid="ignore"), pytest.raises(SearchError, match=message):
+        FlatIndex().build(embeddings)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,)])
+def test_a_gallery_of_a_wrong_form_is_refused(shape):
+    with pytest.raises(SearchError, match="non-empty float32"):
+        FlatIndex().build(np.zeros(shape, np.float32))
+    with pytest.raises(SearchError, match="float64"):
+        FlatIndex().build(np.ones((3, 1)))
+
+
+def test_what_does_not_belong_together_is_refused():
+    embeddings = unit_rows(np.random.default_rng(0), 6, 3)
+    index = FlatIndex()
+    identities = IdentityTable.from_ids(np.array([0, 0, 1, 1, 2, 2], np.int32))
+    sizes = {"num_candidates": 2, "block": 8}
+    with pytest.raises(SearchError, match="the index holds 0 rows, the embeddings 6"):
+        find_candidates(index, embeddings, identities, np.array([0]), **sizes)
+    index.build(embeddings)
+    with pytest.raises(SearchError, match="the embeddings 5, the catalog 6"):
+        find_candidates(index, embeddings[:5], identities, np.array([0]), **sizes)
+    with pytest.raises(SearchError, match=r"2 anchors are no rows .* \[6, -1\]"):
+        find_candidates(index, embeddings, identities, np.array([0, 6, -1]), **sizes)
+    for wrong in ({"num_candidates": 0, "block": 8}, {"num_candidates": 2, "block": 0}):
+        with pytest.raises(SearchError, match="at least 1"):
+            find_candidates(index, embeddings, identities, np.array([0]), **wrong)
+
+
+def test_the_flat_index_pads_beyond_its_rows_and_describes_itself():
+    embeddings = unit_rows(np.random.default_rng(0), 3, 5)
+    index = FlatIndex(num_threads=1)
+    with pytest.raises(SearchError, match="gallery of 0 rows"):
+        index.search(embeddings, 1)
+    index.build(embeddings)
+    similarities, row_ids = index.search(embeddings, 5)
+    assert row_ids[:, 0].tolist() == [0, 1, 2]
+    assert (row_ids[:, 3:] == -1).all()
+    assert np.isneginf(similarities[:, 3:]).all()
+    assert index.describe() == {"kind": "flat", "num_rows": 3, "dim": 5}
+    assert faiss.omp_get_max_threads() == 1
+    with pytest.raises(SearchError, match=r"\[3, 4\] in a gallery of 3 rows of 5 dimensions"):
+        index.search(embeddings[:, :4], 1)
+
+
+def test_impossible_settings_are_refused():
+    for wrong in ({"kind": "magic"}, {"search_block": 0}, {"nprobe": 3}):
+        with pytest.raises(ValidationError):
+            IndexConfig(**wrong)

@@ -1,0 +1,209 @@
+"""The pool and the search on a real local Ray; one Ray and one pool for the whole file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+
+from miner.data.row_store import RowStore
+from miner.errors import (
+    EncoderError,
+    PoisonSampleError,
+    SearchError,
+    SnapshotError,
+    WeightsRefusedError,
+)
+from miner.index.config import IndexConfig
+from miner.workers.embed import EmbedPool, EmbedReport
+from miner.workers.embed_worker import ChunkEmbedder
+from miner.workers.search import SearchRequest, search, search_snapshot
+from miner.workers.snapshot import SnapshotKey, SnapshotStore
+
+FIRST_OF_CHUNK_2 = 32
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def snapshots(module_workshop) -> SnapshotStore:
+    return SnapshotStore(module_workshop.root / "snapshots")
+
+
+@pytest.fixture(scope="module")
+def pool(module_workshop, ray_local, snapshots) -> Iterator[EmbedPool]:
+    shop = module_workshop
+    pool = EmbedPool(shop.workers, shop.encoder, shop.store, snapshots.root)
+    yield pool
+    pool.shutdown()
+
+
+def files_of(root, key: SnapshotKey) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / key.digest).iterdir())}
+
+
+def embed_here(workshop, root, uri: str, sha256: str) -> dict[str, bytes]:
+    """The files of an undisturbed snapshot, made in this process."""
+    embedder = ChunkEmbedder(workshop.store, workshop.encoder, root)
+    embedder.load(uri, sha256)
+    key = embedder.key(sha256, workshop.workers.chunk_rows)
+    for chunk in range(key.num_chunks):
+        embedder.embed_chunk(key, chunk)
+    workshop.calm()
+    return files_of(root, key)
+
+
+def worker_processes() -> list[psutil.Process]:
+    descendants = psutil.Process().children(recursive=True)
+    living = [p for p in descendants if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in living if "EmbedActor" in p.name()]
+
+
+def test_a_worker_killed_mid_snapshot_costs_only_its_chunk(workshop, pool, snapshots, tmp_path):
+    uri, sha256 = workshop.weights(1)
+    undisturbed = embed_here(workshop, tmp_path, uri, sha256)
+    workshop.trigger(FIRST_OF_CHUNK_2 + 9, "kill-once")
+    key, progress = pool.key(sha256), []
+    report = pool.embed(key, uri, lambda done, total: progress.append((done, total)))
+    assert report == EmbedReport(num_chunks=7, num_embedded=7, num_reused=0, num_lost_workers=1)
+    # Its last retry rehearses chunk 2 row by row; but for that, its two batches are begun twice.
+    begun = Counter(workshop.batches_begun())
+    rehearsed = range(FIRST_OF_CHUNK_2, FIRST_OF_CHUNK_2 + 16)
+    expected = Counter(range(0, 100, 8)) + Counter(rehearsed) + Counter([32, 40])
+    assert begun == expected
+    assert files_of(snapshots.root, key) == undisturbed
+    assert progress == [(16 * n, 100) for n in range(1, 7)] + [(100, 100)]
+
+
+def test_only_missing_and_damaged_chunks_are_embedded_again(workshop, pool, snapshots):
+    uri, sha256 = workshop.weights(2)
+    key = pool.key(sha256)
+    assert pool.embed(key, uri).num_embedded == 7
+    whole = files_of(snapshots.root, key)
+    workshop.calm()
+    folder = snapshots.root / key.digest
+    (folder / "chunk-00000000.f32").unlink()
+    os.truncate(folder / "chunk-00000003.f32", 11)
+    flipped = bytearray((folder / "chunk-00000005.f32").read_bytes())
+    flipped[7] ^= 64
+    (folder / "chunk-00000005.f32").write_bytes(flipped)
+    with pytest.raises(SnapshotError):
+        snapshots.open(key)
+    assert pool.embed(key, uri) == EmbedReport(7, 3, 4, 0)
+    assert workshop.batches_begun() == [0, 8, 48, 56, 80, 88]
+    assert files_of(snapshots.root, key) == whole
+    workshop.calm()
+    assert pool.embed(key, "/nowhere/to/be/read") == EmbedReport(7, 0, 7, 0)
+    assert workshop.batches_begun() == []
+
+
+def test_a_poison_sample_fails_the_snapshot_and_what_was_done_stays(workshop, pool, snapshots):
+    uri, sha256 = workshop.weights(3)
+    key = pool.key(sha256)
+    workshop.trigger(41, "raise")
+    with pytest.raises(PoisonSampleError, match=r"row 41 \(sample id 's041'\)"):
+        pool.embed(key, uri)
+    assert len(workshop.batches_begun()) < 13
+    assert snapshots.missing_chunks(key) == [2, 3, 4, 5, 6]
+    workshop.calm()
+    assert pool.embed(key, uri) == EmbedReport(7, 5, 2, 0)
+
+
+def test_a_sample_that_kills_its_worker_is_named_after_bounded_attempts(workshop, pool):
+    uri, sha256 = workshop.weights(4)
+    key = pool.key(sha256)
+    workshop.trigger(50, "kill")
+    with pytest.raises(PoisonSampleError, match=r"row 50 \(sample id 's050'\) .* chunk 3 .* 2 "):
+        pool.embed(key, uri)
+    # Chunks 0 to 2; then a batch; then rows 48, 49 and 50 alone.
+    assert workshop.batches_begun() == [0, 8, 16, 24, 32, 40, 48, 48, 49, 50]
+    workshop.calm()
+    assert pool.embed(key, uri) == EmbedReport(7, 4, 3, 0)
+
+
+def test_refused_weights_keep_their_class_and_reason_over_ray(workshop, pool):
+    uri, sha256 = workshop.weights(5)
+    assert -1 < pool.validate(uri, sha256) < 0.95
+    with pytest.raises(WeightsRefusedError, match=f"have sha256 {sha256}"):
+        pool.validate(uri, "0" * 64)
+    with pytest.raises(WeightsRefusedError, match="weights_prefixes"):
+        pool.embed(pool.key(sha256), "/etc/hostname")
+
+
+def test_weights_can_be_validated_while_a_snapshot_is_made(workshop, pool, snapshots, tmp_path):
+    uri, sha256 = workshop.weights(6)
+    undisturbed = embed_here(workshop, tmp_path, uri, sha256)
+    key, validated = pool.key(sha256), []
+    pool.embed(key, uri, lambda *_: validated.append(pool.validate(*workshop.weights(7))))
+    assert len(validated) == 7
+    assert files_of(snapshots.root, key) == undisturbed
+
+
+def test_only_the_configured_number_of_snapshots_is_kept(workshop, pool, snapshots):
+    keys = []
+    for seed in (8, 9, 10):
+        uri, sha256 = workshop.weights(seed)
+        keys.append(pool.key(sha256))
+        pool.embed(keys[-1], uri)
+    kept = {path.name for path in snapshots.root.iterdir()}
+    assert kept == {key.digest for key in keys[-workshop.workers.keep_snapshots :]}
+
+
+def test_a_worker_killed_while_idle_is_replaced(workshop, pool):
+    uri, sha256 = workshop.weights(11)
+    key = pool.key(sha256)
+    (worker,) = worker_processes()
+    assert worker.nice() == workshop.workers.nice
+    worker.kill()
+    worker.wait(10)
+    assert pool.validate(uri, sha256) < 0.95
+    assert pool.embed(key, uri) == EmbedReport(7, 7, 0, 0)
+
+
+def test_a_crew_that_finds_no_room_says_what_it_asked_for(workshop, snapshots):
+    greedy = workshop.workers.model_copy(update={"cpus_per_worker": 64, "placement_timeout_s": 1})
+    crowd = EmbedPool(greedy, workshop.encoder, workshop.store, snapshots.root)
+    with pytest.raises(SnapshotError, match=r"each asks for 64 CPUs and 0 GPUs .* of 2 CPUs free"):
+        crowd.key("0" * 64)
+    crowd.shutdown()
+
+
+def test_an_encoder_that_does_not_build_is_an_encoder_error(workshop, snapshots):
+    broken = workshop.encoder.model_copy(update={"encoder": "tiny_encoder:build_raising"})
+    crowd = EmbedPool(workshop.workers, broken, workshop.store, snapshots.root)
+    with pytest.raises(EncoderError, match="no such backbone"):
+        crowd.key("0" * 64)
+    crowd.shutdown()
+
+
+def test_a_search_on_ray_gives_what_a_search_here_gives(workshop, pool, snapshots):
+    uri, sha256 = workshop.weights(12)
+    key = pool.key(sha256)
+    identities = RowStore.open(workshop.store).catalog.identities
+    request = SearchRequest(snapshots.root, key, identities, np.arange(0, 100, 3), 6)
+    with pytest.raises(SnapshotError, match="missing"):
+        search_snapshot(request, IndexConfig(), workshop.workers)
+    pool.embed(key, uri)
+    there = search_snapshot(request, IndexConfig(), workshop.workers)
+    here = search(request, IndexConfig(), num_threads=1)
+    assert there.index == here.index == {"kind": "flat", "num_rows": 100, "dim": 5}
+    assert np.array_equal(there.candidates.row_ids_AK, here.candidates.row_ids_AK)
+    assert np.array_equal(there.candidates.similarities_AK, here.candidates.similarities_AK)
+    others = identities.identity_ids_N[there.candidates.row_ids_AK]
+    assert (others != identities.identity_ids_N[request.anchor_ids_A][:, None]).all()
+    greedy = workshop.workers.model_copy(update={"search_cpus": 64, "placement_timeout_s": 1})
+    with pytest.raises(SearchError, match=r"the search did not start within 1 s: .* 64 CPUs"):
+        search_snapshot(request, IndexConfig(), greedy)
+
+
+def test_the_driver_loads_neither_torch_nor_faiss():
+    code = (
+        "import sys, miner.workers.embed, miner.workers.search;"
+        "sys.exit(bool({'torch', 'faiss'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
