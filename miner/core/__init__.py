@@ -1,0 +1,18 @@
+"""Selection: which anchors, positives and negatives make a round's groups. Pure NumPy."""
+
+from miner.core.anchors import choose_anchors
+from miner.core.config import SelectionConfig
+from miner.core.ledger import Selection
+from miner.core.permutation import group_order
+from miner.core.report import SelectionReport
+from miner.core.select import random_groups, select_groups
+
+__all__ = [
+    "Selection",
+    "SelectionConfig",
+    "SelectionReport",
+    "choose_anchors",
+    "group_order",
+    "random_groups",
+    "select_groups",
+]

@@ -1,0 +1,206 @@
+"""Who gets which negative: deferred acceptance between anchors and capped negatives.
+
+Pure NumPy; knows neither strategies nor embeddings, only ordered lists, hardness and caps.
+Shape legend: A = anchors, P = proposals, N = rows of the catalog, I = identities.
+
+    an anchor proposes down its list, to one row per identity, until it holds all it needs
+        -> a row keeps its hardest proposals up to its cap, then its identity up to its own
+            -> refused anchors propose further; what is held may still be lost to a harder one
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.core.ordering import descending_bits, stable_order
+from miner.core.proposals import Proposals
+from miner.core.ragged import rank_in_runs
+
+__all__ = ["Caps", "assign"]
+
+_HALF = np.uint64(32)
+_NO_BOUND = np.uint64(2**64 - 1)
+_WINDOW = 8
+"""List entries looked at together when anchors move down their lists."""
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+U64 = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How much each row and identity can still be used as a negative; None is without bound.
+
+    Attributes:
+        rows_N: [N] int64, >= 0.
+        identities_I: [I] int64, >= 0.
+    """
+
+    rows_N: I64 | None
+    identities_I: I64 | None
+
+
+def assign(proposals: Proposals, demands_A: I64, similarities_ap_A: F32, caps: Caps) -> I64:
+    """Match anchors with negatives.
+
+    Guarantee: the anchor-optimal stable matching, which is unique. An anchor holds at most
+    ``demands_A`` proposals, of distinct identities; rows and identities are within their caps; and
+    there is no proposal that its anchor prefers to what it holds (or has room for) and that its row
+    and identity would take in place of an easier one (or have room for). Rows and identities prefer
+    the highest ``s_an - s_ap``, then the lowest anchor. No order of work changes the result.
+
+    Args:
+        proposals: Ordered list of each anchor. Anchors stand in ascending order of their row ids.
+        demands_A: [A] int64, most that an anchor may hold.
+        similarities_ap_A: [A] float32, similarity of each anchor to its positive.
+        caps: What negatives can take.
+
+    Returns:
+        Ascending int64 positions of the accepted proposals.
+
+    Cost: each proposal is looked at a bounded number of times; in each of usually a hundred passes
+        the proposals to those identities that got a promising new one are sorted.
+    Source: Gale and Shapley (1962); for many-to-many matching with such (substitutable, laminar)
+        preferences Hatfield and Kominers, Contract design and stability (2017).
+    """
+    anchors = _ProposingAnchors(proposals, demands_A)
+    negatives = _CappedNegatives(proposals, similarities_ap_A, caps)
+    new = anchors.advance(np.flatnonzero(demands_A))
+    while len(new):
+        new = anchors.go_on(negatives.consider(new))
+    return np.sort(negatives.held)
+
+
+class _ProposingAnchors:
+    """Where each anchor stands in its list.
+
+    An entry is open if it has not been refused and all earlier entries of its list to the same
+    identity have. An anchor holds the first open entries of its list, as many as it needs; all of
+    them lie before its frontier.
+    """
+
+    def __init__(self, proposals: Proposals, demands_A: I64) -> None:
+        self._offsets_A1, self._steps_P = proposals.offsets_A1, proposals.steps_P
+        self._open_P = proposals.leads_P.copy()
+        self._frontier_A = proposals.offsets_A1[:-1].copy()
+        self._needs_A = demands_A.astype(np.int64)
+
+    def advance(self, anchors: I64) -> I64:
+        """The next open entries of these anchors, until their needs are met or their lists end."""
+        found = [np.empty(0, np.int64)]
+        ends = self._offsets_A1[anchors + 1]
+        while True:
+            going = (self._needs_A[anchors] > 0) & (self._frontier_A[anchors] < ends)
+            anchors, ends = anchors[going], ends[going]
+            if not len(anchors):
+                return np.concatenate(found)
+            window = self._frontier_A[anchors][:, None] + np.arange(_WINDOW)
+            inside = window < ends[:, None]
+            is_open = inside & self._open_P[np.where(inside, window, 0)]
+            count = np.cumsum(is_open, axis=1)
+            taken = is_open & (count <= self._needs_A[anchors][:, None])
+            found.append(window[taken])
+            self._needs_A[anchors] -= taken.sum(1)
+            after_last = _WINDOW - np.argmax(taken[:, ::-1], axis=1)
+            met = self._needs_A[anchors] == 0
+            self._frontier_A[anchors] += np.where(met, after_last, _WINDOW)
+
+    def go_on(self, refused: I64) -> I64:
+        """What the anchors of the refused entries propose to instead."""
+        self._open_P[refused] = False
+        owners = self._owner(refused)
+        np.add.at(self._needs_A, owners, 1)
+        follows = self._steps_P[refused] > 0
+        opened, openers = refused[follows] + self._steps_P[refused[follows]], owners[follows]
+        self._open_P[opened] = True
+        # Open entries before the frontier come before all others that the anchor may turn to.
+        passed = opened < self._frontier_A[openers]
+        np.subtract.at(self._needs_A, openers[passed], 1)
+        again_A = np.zeros(len(self._needs_A), np.bool_)
+        again_A[owners] = True
+        return np.concatenate((opened[passed], self.advance(np.flatnonzero(again_A))))
+
+    def _owner(self, entries: I64) -> I64:
+        owners: I64 = np.searchsorted(self._offsets_A1, entries, side="right") - 1
+        return owners
+
+
+class _CappedNegatives:
+    """What rows and identities hold.
+
+    A proposal that was held and is refused stays refused: what displaced it is harder, and makes
+    way only for something harder still. So what is easier than all that a full row or identity
+    ever held need not be compared with it again.
+    """
+
+    def __init__(self, proposals: Proposals, similarities_ap_A: F32, caps: Caps) -> None:
+        self._proposals, self._similarities_ap_A, self._caps = proposals, similarities_ap_A, caps
+        self.held: I64 = np.empty(0, np.int64)
+        self._held_keys: U64 = np.empty(0, np.uint64)
+        num_identities = int(proposals.identities_P.max(initial=-1)) + 1
+        num_rows = 0 if caps.rows_N is None else len(caps.rows_N)
+        self._touched_I = np.zeros(num_identities, np.bool_)
+        self._bounds_I = np.full(num_identities, _NO_BOUND)
+        self._bounds_N = np.full(num_rows, _NO_BOUND)
+
+    def consider(self, new: I64) -> I64:
+        """Hold these too as far as caps allow; returns all that are now refused."""
+        if self._caps.rows_N is None and self._caps.identities_I is None:
+            self.held = np.concatenate((self.held, new))
+            return np.empty(0, np.int64)
+        keys = self._hardest_first(new)
+        hopeless = keys > self._bounds_I[keys >> _HALF]
+        if self._caps.rows_N is not None:
+            hopeless |= keys > self._bounds_N[self._proposals.rows_P[new]]
+        refused, new, keys = new[hopeless], new[~hopeless], keys[~hopeless]
+        return np.concatenate((refused, self._compare(new, keys))) if len(new) else refused
+
+    def _compare(self, new: I64, new_keys: U64) -> I64:
+        """Put new entries among what their identities hold; returns what is now refused."""
+        entries = np.concatenate((self.held, new))
+        keys = np.concatenate((self._held_keys, new_keys))
+        touched = new_keys >> _HALF
+        self._touched_I[touched] = True
+        contested = self._touched_I[keys >> _HALF]
+        self._touched_I[touched] = False
+        tried, tried_keys = entries[contested], keys[contested]
+        order = np.argsort(tried_keys)
+        if (np.diff(tried_keys[order]) == 0).any():  # equally hard: by anchor
+            order = np.lexsort((tried, tried_keys))
+        tried, tried_keys = tried[order], tried_keys[order]
+        kept = self._choose(tried, tried_keys)
+        self.held = np.concatenate((entries[~contested], tried[kept]))
+        self._held_keys = np.concatenate((keys[~contested], tried_keys[kept]))
+        refused: I64 = tried[~kept]
+        return refused
+
+    def _choose(self, entries: I64, keys: U64) -> npt.NDArray[np.bool_]:
+        """Which of all entries to some identities are kept; hardest first within an identity."""
+        kept = np.ones(len(entries), np.bool_)
+        if self._caps.rows_N is not None:
+            rows = self._proposals.rows_P[entries]
+            by_row = stable_order(rows)
+            room = self._caps.rows_N[rows[by_row]] - rank_in_runs(rows[by_row])
+            kept[by_row] = room > 0
+            last = by_row[room == 1]
+            self._bounds_N[rows[last]] = keys[last]
+        if self._caps.identities_I is not None:
+            left = np.flatnonzero(kept)
+            identities = self._proposals.identities_P[entries[left]]
+            room = self._caps.identities_I[identities] - rank_in_runs(identities)
+            kept[left] = room > 0
+            last = left[room == 1]
+            self._bounds_I[self._proposals.identities_P[entries[last]]] = keys[last]
+        return kept
+
+    def _hardest_first(self, entries: I64) -> U64:
+        """Sort keys: by identity, and within it by descending hardness."""
+        anchors = np.searchsorted(self._proposals.offsets_A1, entries, side="right") - 1
+        hardness = self._proposals.similarities_P[entries] - self._similarities_ap_A[anchors]
+        identities = self._proposals.identities_P[entries].astype(np.uint64)
+        keys: U64 = identities << _HALF | descending_bits(hardness)
+        return keys

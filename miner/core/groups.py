@@ -1,0 +1,192 @@
+"""Groups out of anchors, positives and negatives: fills each identity up with further samples.
+
+Pure NumPy; needs no embeddings. Shape legend: A = anchors, T = triplets, G = groups, B = blocks
+(an identity within a group), L = leading rows of a block, W = rows of a block at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.core.ordering import descending_bits
+from miner.core.pool import Anchors
+from miner.core.rng import RoundSeed, Stream, draw_below, draw_bits
+from miner.types import Groups, IdentityTable
+
+__all__ = ["Negatives", "build_groups"]
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """Negatives found for some anchors.
+
+    Attributes:
+        anchors_T: [T] int64 positions among the anchors.
+        rows_T: [T] int64 row ids.
+        similarities_T: [T] float32, ``s_an``; NaN without embeddings.
+        tiers_T: [T] uint8, a :class:`~miner.types.Tier` each.
+    """
+
+    anchors_T: I64
+    rows_T: I64
+    similarities_T: npt.NDArray[np.float32]
+    tiers_T: npt.NDArray[np.uint8]
+
+    def take(self, chosen: npt.NDArray[np.bool_] | I64) -> Negatives:
+        """The negatives under a mask, or at the given positions in that order."""
+        return Negatives(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    @classmethod
+    def concatenate(cls, parts: list[Negatives]) -> Negatives:
+        """One list out of several, which must not be none."""
+        columns = (
+            np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)
+        )
+        return cls(*columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """The identities of all groups, group after group.
+
+    Attributes:
+        anchor_ids_B: [B] int64 row id of the group's anchor.
+        leads_BL: [B, 2] int64 row ids that come first; the second is -1 for a negative's identity.
+        num_rows_B: [B] int64 rows that the block is to have, if its identity has as many.
+    """
+
+    anchor_ids_B: I64
+    leads_BL: I64
+    num_rows_B: I64
+
+
+def build_groups(
+    anchors: Anchors,
+    negatives: Negatives,
+    identities: IdentityTable,
+    samples_per_identity: int,
+    keys: RoundSeed,
+) -> Groups:
+    """One group for each anchor that has a negative, in an order drawn from the anchors' rows.
+
+    Guarantee: a group holds the anchor, its positive and random further rows of their identity up
+    to ``samples_per_identity`` (two at least), then for each negative this row and random further
+    rows of its identity; an identity with fewer rows gives all it has, no row occurs twice. Its
+    triplets are (anchor, positive, negative), by tier and then hardest first. Neither the order of
+    ``negatives`` nor that of other groups has an effect on a group.
+
+    Args:
+        anchors: The round's anchors.
+        negatives: Of each anchor, of distinct identities other than its own.
+        identities: The catalog's identities.
+        samples_per_identity: Rows of each identity at most.
+        keys: Keys of the round's draws.
+
+    Returns:
+        G groups with T triplets.
+
+    Cost: O(T log T + R) time for R rows, O(R + N) memory.
+    """
+    negatives = negatives.take(_in_order(anchors, negatives, keys))
+    leads_G = np.flatnonzero(np.diff(negatives.anchors_T, prepend=-1))
+    num_triplets_G = np.diff(leads_G, append=len(negatives.anchors_T))
+    anchors_G = negatives.anchors_T[leads_G]
+    own_B, blocks = _lay_out(anchors, anchors_G, negatives, samples_per_identity)
+    rows_BW = _fill(blocks, identities, keys)
+    sizes_B = np.count_nonzero(rows_BW >= 0, axis=1)
+    starts_B = np.cumsum(sizes_B) - sizes_B
+    rows_R = rows_BW[rows_BW >= 0]
+    group_starts_G = starts_B[own_B]
+    num_triplets = len(negatives.rows_T)
+    return Groups(
+        row_ids_R=rows_R,
+        identity_ids_R=identities.identity_ids_N[rows_R],
+        row_offsets_G1=np.append(group_starts_G, len(rows_R)).astype(np.int64),
+        anchors_T=np.zeros(num_triplets, np.int32),
+        positives_T=np.ones(num_triplets, np.int32),
+        negatives_T=(np.delete(starts_B, own_B) - np.repeat(group_starts_G, num_triplets_G)).astype(
+            np.int32
+        ),
+        similarities_ap_T=anchors.similarities_ap_A[negatives.anchors_T],
+        similarities_an_T=negatives.similarities_T,
+        tiers_T=negatives.tiers_T,
+        triplet_offsets_G1=np.append(leads_G, num_triplets).astype(np.int64),
+    )
+
+
+def _in_order(anchors: Anchors, negatives: Negatives, keys: RoundSeed) -> I64:
+    """Negatives by group, groups in random order; then by tier, hardest first, lowest row first."""
+    bits_A = draw_bits(keys.key(Stream.ROUND_ORDER), anchors.ids_A)
+    ranks_A = np.empty(len(bits_A), np.uint64)
+    ranks_A[np.argsort(bits_A, kind="stable")] = np.arange(len(bits_A))
+    key_T = ranks_A[negatives.anchors_T] << np.uint64(34)
+    key_T |= negatives.tiers_T.astype(np.uint64) << np.uint64(32)
+    key_T |= descending_bits(negatives.similarities_T)
+    return np.lexsort((negatives.rows_T, key_T))
+
+
+def _lay_out(
+    anchors: Anchors, anchors_G: I64, negatives: Negatives, samples_per_identity: int
+) -> tuple[I64, _Blocks]:
+    """The blocks, and the positions of the groups' own (first) blocks among them."""
+    num_groups, num_blocks = len(anchors_G), len(anchors_G) + len(negatives.rows_T)
+    starts_group_T = np.diff(negatives.anchors_T, prepend=-1) != 0
+    own_B = np.flatnonzero(starts_group_T) + np.arange(num_groups)
+    is_own_B = np.zeros(num_blocks, np.bool_)
+    is_own_B[own_B] = True
+    anchor_ids_B = np.empty(num_blocks, np.int64)
+    anchor_ids_B[own_B] = anchors.ids_A[anchors_G]
+    anchor_ids_B[~is_own_B] = anchors.ids_A[negatives.anchors_T]
+    leads_BL = np.full((num_blocks, 2), -1, np.int64)
+    leads_BL[own_B, 0], leads_BL[own_B, 1] = (
+        anchors.ids_A[anchors_G],
+        anchors.positives_A[anchors_G],
+    )
+    leads_BL[~is_own_B, 0] = negatives.rows_T
+    num_rows_B = np.where(is_own_B, max(2, samples_per_identity), samples_per_identity)
+    return own_B, _Blocks(anchor_ids_B, leads_BL, num_rows_B)
+
+
+def _fill(blocks: _Blocks, identities: IdentityTable, keys: RoundSeed) -> I64:
+    """[B, W] the rows of each block, its leading ones first; -1 where there is none."""
+    ids_B = identities.identity_ids_N[blocks.leads_BL[:, 0]]
+    num_leads_B = np.count_nonzero(blocks.leads_BL >= 0, axis=1)
+    spare_B = identities.sizes_I[ids_B] - num_leads_B
+    wanted_B = np.minimum(blocks.num_rows_B - num_leads_B, spare_B)
+    picks_BW = _pick_distinct(blocks, spare_B, wanted_B, keys)
+    # Picks count the identity's rows without the leading ones: step over those, lowest first.
+    places_N = np.empty(identities.num_rows, np.int64)
+    places_N[identities.rows_N] = np.arange(identities.num_rows)
+    begins_B = identities.offsets_I1[ids_B]
+    lead_places_BL = places_N[blocks.leads_BL] - begins_B[:, None]
+    lead_places_BL[blocks.leads_BL < 0] = np.iinfo(np.int64).max
+    places_BW = picks_BW
+    for lead_places_B in np.sort(lead_places_BL, axis=1).T:
+        places_BW = places_BW + (places_BW >= lead_places_B[:, None])
+    rows_BW = np.full_like(picks_BW, -1)
+    picked_BW = picks_BW >= 0
+    rows_BW[picked_BW] = identities.rows_N[(begins_B[:, None] + places_BW)[picked_BW]]
+    return np.concatenate((blocks.leads_BL, rows_BW), axis=1)
+
+
+def _pick_distinct(blocks: _Blocks, spare_B: I64, wanted_B: I64, keys: RoundSeed) -> I64:
+    """[B, W] ``wanted_B`` distinct numbers below ``spare_B``, every set as likely; then -1.
+
+    Source: Floyd's sampling; Bentley, Programming pearls: a sample of brilliance (1987).
+    """
+    picks_BW = np.full((len(wanted_B), int(wanted_B.max(initial=0))), -1, np.int64)
+    for j in range(picks_BW.shape[1]):
+        open_b = np.flatnonzero(wanted_B > j)
+        last_b = (spare_B - wanted_B)[open_b] + j
+        bits_b = draw_bits(
+            keys.key(Stream.FILL, j), blocks.anchor_ids_B[open_b], blocks.leads_BL[open_b, 0]
+        )
+        drawn_b = draw_below(bits_b, last_b + 1)
+        again_b = (picks_BW[open_b, :j] == drawn_b[:, None]).any(1)
+        picks_BW[open_b, j] = np.where(again_b, last_b, drawn_b)
+    return picks_BW

@@ -1,0 +1,131 @@
+"""The negatives given out in a round, tier after tier, and what that leaves of needs and caps.
+
+    empty -> give (strategy) -> give (relaxed) -> give (random) -> close: groups, or an error
+
+Pure NumPy; finds no negatives itself. Shape legend: N = rows of the catalog, A = anchors,
+M = negatives per anchor, T = negatives given together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.core.assign import Caps
+from miner.core.config import SelectionConfig
+from miner.core.groups import Negatives, build_groups
+from miner.core.pool import Anchors
+from miner.core.report import SelectionReport, describe_selection
+from miner.core.rng import RoundSeed
+from miner.errors import SelectionError
+from miner.types import Groups, IdentityTable
+
+__all__ = ["Ledger", "Selection"]
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The groups of a round, and what it took to find them."""
+
+    groups: Groups
+    report: SelectionReport
+
+
+class Ledger:
+    """What anchors hold so far.
+
+    Attributes:
+        held_AM: [A, M] int32, identities of the negatives of each anchor; -1 where one is missing.
+        uses_N: [N] int64, how often each row is in use as a negative.
+    """
+
+    def __init__(
+        self,
+        anchors: Anchors,
+        identities: IdentityTable,
+        config: SelectionConfig,
+        keys: RoundSeed,
+    ) -> None:
+        self.anchors, self.identities, self.config, self.keys = anchors, identities, config, keys
+        self.held_AM = np.full((len(anchors.ids_A), config.negatives_per_group), -1, np.int32)
+        self.uses_N = np.zeros(identities.num_rows, np.int64)
+        self._given: list[Negatives] = []
+
+    def count_missing(self) -> I64:
+        """[A] int64, negatives that each anchor still lacks."""
+        missing_A: I64 = np.count_nonzero(self.held_AM < 0, axis=1).astype(np.int64)
+        return missing_A
+
+    def caps(self) -> Caps:
+        """What is left of the caps."""
+        per_row, per_identity = self.config.max_uses_per_sample, self.config.max_uses_per_identity
+        if per_row is None and per_identity is None:
+            return Caps(None, None)
+        table = self.identities
+        uses_I = np.bincount(table.identity_ids_N, self.uses_N, table.num_identities)
+        return Caps(
+            None if per_row is None else per_row - self.uses_N,
+            None if per_identity is None else per_identity - uses_I.astype(np.int64),
+        )
+
+    def give(self, negatives: Negatives) -> None:
+        """Enter further negatives; those of one anchor have distinct, new identities."""
+        negatives = negatives.take(np.argsort(negatives.anchors_T, kind="stable"))
+        starts_T = np.searchsorted(negatives.anchors_T, negatives.anchors_T)
+        free_T = self.held_AM.shape[1] - self.count_missing()[negatives.anchors_T]
+        slots_T = free_T + np.arange(len(starts_T)) - starts_T
+        identities_T = self.identities.identity_ids_N[negatives.rows_T]
+        self.held_AM[negatives.anchors_T, slots_T] = identities_T
+        np.add.at(self.uses_N, negatives.rows_T, 1)
+        self._given.append(negatives)
+
+    def close(self, dropped: Mapping[str, int]) -> Selection:
+        """The groups of all anchors that have enough negatives."""
+        missing_A = self.count_missing()
+        allowed = 0 if self.config.underfill == "drop" else self.config.negatives_per_group - 1
+        negatives = Negatives.concatenate(self._given)
+        negatives = negatives.take(missing_A[negatives.anchors_T] <= allowed)
+        if not len(negatives.rows_T):
+            raise SelectionError(_explain_nothing(self, dropped))
+        groups = build_groups(
+            self.anchors, negatives, self.identities, self.config.samples_per_identity, self.keys
+        )
+        report = describe_selection(groups, missing_A, dropped, self.identities, self.config)
+        return Selection(groups, report)
+
+
+_ADVICE = {
+    "same_identity": "search for neighbours of other identities",
+    "max_similarity": "raise max_similarity",
+    "absolute_margin": "lower absolute_margin",
+    "relative_margin": "lower relative_margin",
+    "duplicate_similarity": "raise duplicate_similarity",
+    "outside_strategy": "raise num_candidates, widen the strategy (margin, window_start, "
+    "window_stop) or set underfill to relax",
+}
+
+
+def _explain_nothing(ledger: Ledger, dropped: Mapping[str, int]) -> str:
+    """Which rule took the candidates of a round without groups, and what to change."""
+    config, num_short = ledger.config, int(np.count_nonzero(ledger.count_missing()))
+    removed = {name: count for name, count in dropped.items() if count}
+    counts = ", ".join(f"{name} {count}" for name, count in removed.items()) or "none"
+    if removed:
+        advice = _ADVICE[max(removed, key=lambda name: removed[name])]
+    elif ledger.identities.num_identities < 2:
+        advice = "a negative needs a second identity; check the identity column"
+    else:
+        advice = "search more candidates (num_candidates), or set underfill to random"
+    return (
+        f"no group could be made from {len(ledger.held_AM)} anchors with strategy "
+        f"{config.strategy} and underfill {config.underfill}: {num_short} anchors have fewer than "
+        f"{config.negatives_per_group} negatives, {int(ledger.uses_N.sum())} were found "
+        f"(max_uses_per_sample={config.max_uses_per_sample}, "
+        f"max_uses_per_identity={config.max_uses_per_identity}); candidates removed by rule: "
+        f"{counts}; {advice}"
+    )

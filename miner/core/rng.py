@@ -1,0 +1,122 @@
+"""Counter-based random numbers: a draw is a function of what it is for, never of what came before.
+
+Philox4x32-10 in NumPy, so that a draw for (anchor, candidate) is the same in any order and batch
+of work, on any machine and with any NumPy release. It keeps no state and knows nothing of mining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["RoundSeed", "Stream", "draw_below", "draw_bits", "stream_key"]
+
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_BLOCK = 1 << 13
+"""Draws made at a time: the eight working arrays stay in the processor's cache."""
+
+U64 = npt.NDArray[np.uint64]
+
+
+class Stream(IntEnum):
+    """What a draw is for; two uses of one stream must differ in another part of the key.
+
+    The numbers are part of what makes a round repeatable: never change or reuse one.
+    """
+
+    IDENTITY_ORDER = 1
+    ROW_ROTATION = 2
+    ANCHOR_ORDER = 3
+    POSITIVE = 4
+    WINDOW = 5
+    FILL = 6
+    DEAL = 7
+    SPREAD = 8
+    ROUND_ORDER = 9
+    PLAN_ORDER = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSeed:
+    """What all draws of one round are keyed with."""
+
+    seed: int
+    round_id: int
+
+    def key(self, stream: Stream, index: int = 0) -> int:
+        """The key of one stream of this round; see :func:`stream_key`."""
+        return stream_key(self.seed, self.round_id, stream, index)
+
+
+def stream_key(seed: int, round_id: int, stream: Stream, index: int = 0) -> int:
+    """A 64-bit key, unrelated to the keys of any other (seed, round, stream, index).
+
+    Args:
+        seed: Any integer; taken modulo 2**64.
+        round_id: Modulo 2**64; 0 for draws that stay the same over the rounds.
+        stream: What the draws are for.
+        index: Distinguishes several draws for one purpose, modulo 2**32.
+    """
+    word = 1 << 32
+    counter = (round_id % word, (round_id >> 32) % word, int(stream), index % word)
+    return int(_philox(seed % (1 << 64), *(np.array([part], np.uint64) for part in counter))[0])
+
+
+def draw_bits(
+    key: int, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64] | int = 0
+) -> U64:
+    """64 uniform random bits for each pair ``(first, second)`` under ``key``.
+
+    Guarantee: a pure function of the three values, element by element.
+
+    Args:
+        key: From :func:`stream_key`.
+        first: [n] int64, >= 0.
+        second: [n] int64 or one number, >= 0.
+
+    Returns:
+        [n] uint64.
+
+    Cost: about 0.1 us a draw, O(n) memory.
+    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), Philox4x32-10.
+
+    Example:
+        >>> key = stream_key(7, 1, Stream.WINDOW)
+        >>> both = draw_bits(key, np.array([3, 4]))
+        >>> bool(both[1] == draw_bits(key, np.array([4]))[0])
+        True
+    """
+    first_n, second_n = np.broadcast_arrays(np.asarray(first), np.asarray(second))
+    bits_n = np.empty(first_n.shape, np.uint64)
+    for begin in range(0, len(first_n), _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        a, b = first_n[part].astype(np.uint64), second_n[part].astype(np.uint64)
+        bits_n[part] = _philox(key, a & _LOW, a >> _HALF, b & _LOW, b >> _HALF)
+    return bits_n
+
+
+def draw_below(bits: U64, bounds: npt.NDArray[np.int64] | int) -> npt.NDArray[np.int64]:
+    """Uniform integers in ``[0, bounds)`` out of random bits; ``bounds`` in ``[1, 2**31]``.
+
+    The bias of any value is below ``bounds / 2**32``.
+    """
+    scaled: U64 = (bits >> _HALF) * np.asarray(bounds, np.uint64)
+    return (scaled >> _HALF).astype(np.int64)
+
+
+def _philox(key: int, c0: U64, c1: U64, c2: U64, c3: U64) -> U64:
+    """Ten rounds over 32-bit counter words; the first two words of the block, low word first."""
+    word = 1 << 32
+    for step in range(10):
+        k0 = np.uint64((key + step * _KEY_STEPS[0]) % word)
+        k1 = np.uint64(((key >> 32) + step * _KEY_STEPS[1]) % word)
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW
+        c2, c3 = (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
+    return c0 | (c1 << _HALF)

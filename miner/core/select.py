@@ -1,0 +1,180 @@
+"""A round's groups out of its candidates, or at random: guards, strategy, assignment, filling.
+
+Pure: no clock, log, file or network. Shape legend: N = rows of the catalog, D = dimensions,
+A = anchors, K = candidates per anchor, M = negatives per anchor, T = triplets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.core.anchors import choose_anchors
+from miner.core.assign import assign
+from miner.core.config import SelectionConfig
+from miner.core.deal import Dealer
+from miner.core.groups import Negatives
+from miner.core.ledger import Ledger, Selection
+from miner.core.pool import Anchors, MiningTask
+from miner.core.positives import choose_positives, random_positives
+from miner.core.proposals import collect_proposals
+from miner.core.rng import RoundSeed
+from miner.core.similarities import pair_similarities
+from miner.errors import SelectionError
+from miner.types import Candidates, IdentityTable, Tier
+
+__all__ = ["random_groups", "select_groups"]
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+def select_groups(  # noqa: PLR0913 - what the result is a function of
+    candidates: Candidates,
+    embeddings_ND: F32,
+    identities: IdentityTable,
+    config: SelectionConfig,
+    *,
+    seed: int,
+    round_id: int,
+) -> Selection:
+    """Choose positives and negatives for the anchors of ``candidates``, and fill groups up.
+
+    Guarantee: a pure function of its arguments; the order of the anchors has no effect, not even on
+    the order of the groups. No negative shares its anchor's identity, the negatives of an anchor
+    have distinct identities, guards hold for the tiers STRATEGY and RELAXED, caps hold exactly over
+    all tiers. Within a tier negatives are assigned as :func:`~miner.core.assign.assign` says; a
+    later tier takes nothing from an earlier one. With strategy ``random`` this is
+    :func:`random_groups`, and the candidates are not looked at.
+
+    An anchor that the strategy leaves with fewer than M negatives is short. By ``config.underfill``
+
+    - ``drop``: its group is dropped;
+    - ``relax``: it takes candidates that pass the guards but lie outside the strategy, nearest to
+      it first, and its group is kept if it has one negative;
+    - ``random``: after that it takes random other identities, past all guards but its own identity.
+
+    Args:
+        candidates: [A, K] nearest rows of other identities.
+        embeddings_ND: [N, D] float32 L2-normalised, those that were searched; may be a memory map.
+        identities: The catalog's identities.
+        config: Everything about the selection.
+        seed: The round log's seed.
+        round_id: The round.
+
+    Raises:
+        SelectionError: If the candidates do not fit the catalog, a similarity is not finite, an
+            anchor has no positive, or no group can be made; says which rule removed how many.
+
+    Cost: O(A K log K) time; beside the candidates as much memory again for a window, up to three
+        times as much for ``hardest`` or ``semi_hard`` under caps.
+    """
+    if config.strategy == "random":
+        return random_groups(identities, config, seed=seed, round_id=round_id)
+    _require_fit(candidates, embeddings_ND, identities)
+    places_A = np.argsort(candidates.anchor_ids_A, kind="stable")
+    ids_A = candidates.anchor_ids_A[places_A]
+    positives_A, similarities_ap_A = choose_positives(
+        embeddings_ND, identities, ids_A, config, seed=seed, round_id=round_id
+    )
+    identities_A = identities.identity_ids_N[ids_A]
+    anchors = Anchors(ids_A, identities_A, positives_A, similarities_ap_A, places_A)
+    keys = RoundSeed(seed, round_id)
+    task = MiningTask(candidates, embeddings_ND, identities, config, keys, anchors)
+    ledger = Ledger(anchors, identities, config, keys)
+    dropped = _mine(task, ledger, Tier.STRATEGY)
+    if config.underfill != "drop":
+        _mine(task, ledger, Tier.RELAXED)
+    if config.underfill == "random":
+        _deal(ledger, embeddings_ND)
+    return ledger.close(dropped)
+
+
+def random_groups(
+    identities: IdentityTable, config: SelectionConfig, *, seed: int, round_id: int
+) -> Selection:
+    """Groups of random positives and random other identities; needs no embeddings.
+
+    Guarantee: anchors, caps, shape and purity as in :func:`select_groups`; identities are used as
+    negatives as evenly as :meth:`~miner.core.deal.Dealer.deal` says. Similarities are NaN and every
+    tier is RANDOM. With ``config.underfill`` other than ``drop``, a group is kept if it has one
+    negative.
+
+    Raises:
+        SelectionError: If no identity has two samples, or caps or a single identity leave no group.
+
+    Cost: O(A M log A + N log N) time, O(A M + N) memory.
+    """
+    ids_A = np.sort(choose_anchors(identities, config, seed=seed, round_id=round_id))
+    positives_A = random_positives(identities, ids_A, seed=seed, round_id=round_id)
+    unknown_A = np.full(len(ids_A), np.nan, np.float32)
+    anchors = Anchors(
+        ids_A, identities.identity_ids_N[ids_A], positives_A, unknown_A, np.arange(len(ids_A))
+    )
+    ledger = Ledger(anchors, identities, config, RoundSeed(seed, round_id))
+    _deal(ledger, None)
+    return ledger.close({})
+
+
+def _mine(task: MiningTask, ledger: Ledger, tier: Tier) -> Mapping[str, int]:
+    """Assign candidates to the anchors that are short; returns what guards and strategy removed."""
+    short = np.flatnonzero(ledger.count_missing())
+    if not len(short):
+        return {}
+    proposals, dropped = collect_proposals(task, short, tier, ledger.held_AM)
+    s_ap_A = task.anchors.similarities_ap_A
+    accepted = assign(proposals, ledger.count_missing(), s_ap_A, ledger.caps())
+    ledger.give(
+        Negatives(
+            anchors_T=np.searchsorted(proposals.offsets_A1, accepted, side="right") - 1,
+            rows_T=proposals.rows_P[accepted],
+            similarities_T=proposals.similarities_P[accepted],
+            tiers_T=np.full(len(accepted), tier, np.uint8),
+        )
+    )
+    return dropped
+
+
+def _deal(ledger: Ledger, embeddings_ND: F32 | None) -> None:
+    """Give random identities to the anchors that are short."""
+    dealer = Dealer(ledger.identities, ledger.config, ledger.keys, ledger.anchors)
+    anchors_T, rows_T = dealer.deal(ledger.held_AM, ledger.uses_N)
+    anchor_ids_T = ledger.anchors.ids_A[anchors_T]
+    if embeddings_ND is None:
+        similarities_T = np.full(len(rows_T), np.nan, np.float32)
+    else:
+        similarities_T = pair_similarities(embeddings_ND, anchor_ids_T, rows_T)
+        broken = rows_T[~np.isfinite(similarities_T)]
+        if len(broken):
+            raise SelectionError(
+                f"{len(broken)} random negatives have a similarity of NaN or infinity: rows "
+                f"{broken[:5].tolist()}; their embeddings are broken"
+            )
+    tiers_T = np.full(len(rows_T), Tier.RANDOM, np.uint8)
+    ledger.give(Negatives(anchors_T, rows_T, similarities_T, tiers_T))
+
+
+def _require_fit(candidates: Candidates, embeddings_ND: F32, identities: IdentityTable) -> None:
+    num_anchors, num_rows = len(candidates.anchor_ids_A), identities.num_rows
+    shape = candidates.row_ids_AK.shape
+    if len(shape) != 2 or shape[0] != num_anchors or shape != candidates.similarities_AK.shape:
+        raise SelectionError(
+            f"{num_anchors} anchors do not fit candidates of shape {shape} with similarities of "
+            f"shape {candidates.similarities_AK.shape}"
+        )
+    if embeddings_ND.ndim != 2 or len(embeddings_ND) != num_rows:
+        raise SelectionError(
+            f"embeddings of shape {embeddings_ND.shape} do not fit a catalog of {num_rows} rows; "
+            "use the snapshot of this catalog"
+        )
+    if not num_anchors:
+        raise SelectionError("there are no anchors, so no group can be made; choose anchors first")
+    ids_A = candidates.anchor_ids_A
+    outside = ids_A[(ids_A < 0) | (ids_A >= num_rows)]
+    if len(outside):
+        raise SelectionError(
+            f"{len(outside)} anchors lie outside the {num_rows} rows of the catalog: rows "
+            f"{outside[:5].tolist()}; the candidates belong to another catalog"
+        )

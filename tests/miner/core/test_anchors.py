@@ -1,0 +1,95 @@
+"""Which rows anchor a round."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miner.core import SelectionConfig, choose_anchors
+from miner.errors import SelectionError
+from tests.miner.core.selection_oracles import make_world
+
+sizes_of_identities = st.lists(st.integers(1, 7), min_size=1, max_size=9).filter(
+    lambda sizes: max(sizes) >= 2
+)
+
+
+def anchors_of(sizes, round_id, **changes):
+    table = make_world(5, sizes).identities
+    config = SelectionConfig(**changes)
+    return table, choose_anchors(table, config, seed=9, round_id=round_id)
+
+
+@given(sizes_of_identities, st.integers(1, 30), st.integers(1, 20))
+def test_anchors_are_distinct_rows_of_identities_with_a_positive(sizes, budget, round_id):
+    table, anchors = anchors_of(sizes, round_id, groups_per_round=budget)
+    assert len(np.unique(anchors)) == len(anchors)
+    assert len(anchors) == min(budget, sum(size for size in sizes if size >= 2))
+    assert (table.sizes_I[table.identity_ids_N[anchors]] >= 2).all()
+
+
+@given(sizes_of_identities, st.integers(1, 30), st.integers(1, 9))
+def test_identities_anchor_alike_unless_they_run_out_of_rows(sizes, budget, round_id):
+    table, anchors = anchors_of(sizes, round_id, groups_per_round=budget)
+    units = np.bincount(table.identity_ids_N[anchors], minlength=len(sizes))
+    most = units.max()
+    for size, used in zip(sizes, units, strict=True):
+        assert used >= most - 1 or size in {used, 1}
+
+
+@given(sizes_of_identities, st.integers(1, 30), st.integers(1, 15))
+def test_every_row_anchors_once_before_any_row_of_its_identity_does_again(sizes, budget, start):
+    table = make_world(5, sizes).identities
+    config = SelectionConfig(groups_per_round=budget)
+    uses = np.zeros(table.num_rows, np.int64)
+    for round_id in range(1, start + 12):
+        uses[choose_anchors(table, config, seed=9, round_id=round_id)] += 1
+        for identity, size in enumerate(sizes):
+            if size >= 2:
+                assert np.ptp(uses[table.rows_of(identity)]) <= 1
+
+
+def test_every_identity_anchors_within_its_share_of_rounds_wherever_one_starts():
+    sizes = [2] * 23
+    for start in (1, 2, 17):
+        seen = set()
+        for round_id in range(start, start + math.ceil(23 / 5)):
+            table, anchors = anchors_of(sizes, round_id, groups_per_round=5)
+            seen |= set(table.identity_ids_N[anchors].tolist())
+        assert len(seen) == 23
+
+
+def test_balance_one_anchors_in_proportion_to_size_and_zero_alike():
+    sizes = [4, 40, 400]
+    proportional = [44 * size / 444 for size in sizes]
+    for balance, expected in [(0.0, [4, 20, 20]), (1.0, proportional)]:
+        table, anchors = anchors_of(sizes, 3, groups_per_round=44, balance=balance)
+        units = np.bincount(table.identity_ids_N[anchors], minlength=3)
+        assert (np.abs(units - expected) < 1).all()
+
+
+def test_the_cap_on_groups_per_identity_holds():
+    table, anchors = anchors_of([9, 9, 2], 1, groups_per_round=50, max_groups_per_identity=3)
+    assert np.bincount(table.identity_ids_N[anchors]).tolist() == [3, 3, 2]
+
+
+def test_seeds_and_rounds_give_other_orders():
+    table = make_world(5, [3] * 40).identities
+    config = SelectionConfig(groups_per_round=60)
+    chosen = [choose_anchors(table, config, seed=s, round_id=r) for s in (0, 1) for r in (1, 2)]
+    assert len({tuple(anchors.tolist()) for anchors in chosen}) == 4
+    again = choose_anchors(table, config, seed=0, round_id=1)
+    assert np.array_equal(again, chosen[0])
+
+
+def test_a_round_mixes_identities_from_the_start():
+    table, anchors = anchors_of([50] * 20, 1, groups_per_round=400)
+    assert len(np.unique(table.identity_ids_N[anchors[:20]])) > 8
+
+
+def test_a_catalog_of_single_samples_has_no_anchor():
+    table = make_world(5, [1, 1, 1]).identities
+    with pytest.raises(SelectionError, match="none of the 3 identities has two samples"):
+        choose_anchors(table, SelectionConfig(), seed=0, round_id=1)
