@@ -1,4 +1,4 @@
-"""Every error that the miner raises on purpose; it does not know gRPC (see ``serving/status_codes.py``).
+"""Every error that the miner raises on purpose; it does not know gRPC.
 
 CoalfaceError
 ├── ConfigError             a configuration key is unknown, missing or out of range
@@ -55,7 +55,7 @@ class ConfigError(CoalfaceError):
 
 
 class DatasetError(CoalfaceError):
-    """The dataset breaks its contract; the text names the file, the column and the first offenders."""
+    """The dataset breaks its contract; the text names file, column and first offenders."""
 
 
 class EncoderError(CoalfaceError):

@@ -1,4 +1,4 @@
-"""The values that pass between the stages of a round. Immutable; NumPy only; no behaviour beyond slicing.
+"""The values that pass between the stages of a round: immutable, NumPy only.
 
 Shape legend: N = rows of the catalog, I = identities, A = anchors, K = candidates per anchor,
 G = groups, R = rows of all groups together, T = triplets.
@@ -99,7 +99,8 @@ class Groups:
     Attributes:
         row_ids_R: [R] int64 row ids.
         identity_ids_R: [R] int32 identity of each row.
-        row_offsets_G1: [G+1] int64; group ``g`` owns rows ``row_offsets_G1[g]:row_offsets_G1[g+1]``.
+        row_offsets_G1: [G+1] int64; group ``g`` owns the rows from ``row_offsets_G1[g]`` up to
+            ``row_offsets_G1[g+1]``.
         anchors_T, positives_T, negatives_T: [T] int32 positions within the group.
         similarities_ap_T, similarities_an_T: [T] float32; NaN where the round was made without
             embeddings (random rounds).

@@ -1,0 +1,1 @@
+"""Wire formats; the path of a .proto is its Python package."""

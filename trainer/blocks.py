@@ -47,12 +47,12 @@ class SortedRows:
         return len(self.offsets_I1) - 1
 
     @property
-    def sizes_I(self) -> I64:  # noqa: N802 - a shape suffix
+    def sizes_I(self) -> I64:
         """[I] rows of each identity."""
         return np.diff(self.offsets_I1)
 
     @property
-    def query_counts_I(self) -> I64:  # noqa: N802 - a shape suffix
+    def query_counts_I(self) -> I64:
         """[I] rows that are queries: all rows of identities with at least two."""
         return np.where(self.sizes_I >= 2, self.sizes_I, 0)
 

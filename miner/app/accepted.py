@@ -1,15 +1,25 @@
-"""The newest accepted weights, on disk, so that a restarted service still knows what to mine."""
+"""The newest accepted weights, on disk, so that a restarted service still knows what to mine.
+
+The announcer may delete its file once it has its answer: what is mined from is a copy.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from miner.errors import ConfigError
+from miner.rounds.durable import replace_file
 
-__all__ = ["AcceptedWeights", "read_accepted", "write_accepted"]
+__all__ = [
+    "AcceptedWeights",
+    "copies_folder",
+    "drop_older_copies",
+    "keep_copy",
+    "read_accepted",
+    "write_accepted",
+]
 
 FILE_NAME = "weights.json"
 
@@ -48,9 +58,27 @@ def read_accepted(state_dir: Path) -> AcceptedWeights | None:
 
 def write_accepted(state_dir: Path, weights: AcceptedWeights) -> None:
     """Replace the file atomically; durable on return."""
-    partial = state_dir / f"{FILE_NAME}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(asdict(weights), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(state_dir / FILE_NAME)
+    replace_file(state_dir / FILE_NAME, json.dumps(asdict(weights)).encode())
+
+
+def copies_folder(state_dir: Path) -> Path:
+    """Where :func:`keep_copy` puts weights."""
+    return state_dir / "weights"
+
+
+def keep_copy(state_dir: Path, content: bytes, sha256: str) -> Path:
+    """Keep weights under their digest; durable on return."""
+    folder = copies_folder(state_dir)
+    folder.mkdir(exist_ok=True)
+    copy = folder / f"{sha256}.safetensors"
+    replace_file(copy, content)
+    return copy
+
+
+def drop_older_copies(state_dir: Path, sha256: str) -> None:
+    """Remove the copies that are older than this one; those announced since then stay."""
+    folder = copies_folder(state_dir)
+    newest_ns = (folder / f"{sha256}.safetensors").stat().st_mtime_ns
+    for copy in folder.glob("*.safetensors"):
+        if copy.stat().st_mtime_ns < newest_ns:
+            copy.unlink()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_sheet"]
 
+GROUPS_PER_LINE = 2
 GREEN, RED, GREY = "#2e8b57", "#c0392b", "#666666"
 
 
@@ -38,7 +39,7 @@ class Tile:
 def draw_sheet(
     state_dir: Path, store_dir: Path, out: Path, round_id: int | None = None, num_groups: int = 12
 ) -> None:
-    """Draw ``num_groups`` evenly spaced groups of a round, one per line.
+    """Draw ``num_groups`` evenly spaced groups of a round, two to a line.
 
     Raises:
         RoundExpiredError: There is no such round, or none at all.
@@ -52,20 +53,25 @@ def draw_sheet(
         raise RoundExpiredError(f"{state_dir} holds no sealed round yet")
     manifest, groups, store = log.manifest(wanted), log.read(wanted), RowStore.open(store_dir)
     chosen = np.linspace(0, groups.num_groups - 1, min(num_groups, groups.num_groups))
-    lines = [_tiles(groups.take(np.array([int(g)]))) for g in chosen]
-    width = max(len(tiles) for tiles in lines)
-    figure = Figure(figsize=(1.35 * width, 1.6 * len(lines) + 0.9), dpi=100, layout="constrained")
+    shown = [_tiles(groups.take(np.array([int(g)]))) for g in chosen]
+    width = max(len(tiles) for tiles in shown)
+    lines = [shown[i : i + GROUPS_PER_LINE] for i in range(0, len(shown), GROUPS_PER_LINE)]
+    num_columns = GROUPS_PER_LINE * (width + 1) - 1  # an empty column between two groups
+    size = (1.2 * num_columns, 1.55 * len(lines) + 0.9)
+    figure = Figure(figsize=size, dpi=80, layout="constrained")
     figure.suptitle(
         f"Round {wanted}: {manifest.strategy}, weights of step {manifest.model_step}\n"
         "similarities to the anchor; red: closer to it than the positive",
         fontsize=11,
     )
-    axes = figure.subplots(len(lines), width, squeeze=False)
-    for line, tiles in zip(axes, lines, strict=True):
-        for axis in line:
-            axis.set_axis_off()
-        for axis, tile in zip(line, tiles, strict=False):
-            _draw(axis, tile, store)
+    axes = figure.subplots(len(lines), num_columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, members in zip(axes, lines, strict=True):
+        for place, tiles in enumerate(members):
+            begin = place * (width + 1)
+            for axis, tile in zip(line[begin : begin + width], tiles, strict=False):
+                _draw(axis, tile, store)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
 

@@ -15,13 +15,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from miner.app.accepted import AcceptedWeights, copies_folder, drop_older_copies, keep_copy
 from miner.app.refresher import Refresher
 from miner.app.schedule import RefreshSchedule, Work
 from miner.app.service_actor import Announcement, MiningServiceActor
 from miner.config import MinerConfig
 from miner.data import Catalog, RowStore, ingest
+from miner.embedding.fetch import fetch_weights
 from miner.errors import CoalfaceError
 from miner.rounds import RoundLog, RoundWriter
 from miner.serving.backend import RefreshState
@@ -60,7 +63,7 @@ class _Service:
 
     def __init__(self, config: MinerConfig, catalog: Catalog, stop: threading.Event) -> None:
         self._stop = stop
-        self._config = config = _with_port(config)
+        self._config = config = _resolved(config)
         self._log = RoundLog(config.state_dir)
         self._snapshots = SnapshotStore(config.state_dir / "snapshots")
         self._pool = EmbedPool(
@@ -103,7 +106,7 @@ class _Service:
         logger.info("refresh: %s", reason)
         try:
             self._refresher.refresh(work.weights)
-            self._retain()
+            self._retain(work)
         except CoalfaceError as exc:
             logger.error("refresh failed, the last good round stays: %s", exc)
 
@@ -113,15 +116,21 @@ class _Service:
             announced: Announcement | None = self._call("next_announcement", POLL_S)
             if announced is None:
                 continue
-            refusal: CoalfaceError | None = None
-            try:
-                self._pool.validate(announced.weights.uri, announced.weights.sha256)
-            except CoalfaceError as exc:
-                refusal = exc
-            self._call("judge", announced.announcement_id, refusal)
+            self._call("judge", announced.announcement_id, self._try(announced.weights))
 
-    def _retain(self) -> None:
-        """Remove what no run needs; skipped while the serving actor cannot be asked."""
+    def _try(self, weights: AcceptedWeights) -> Path | CoalfaceError:
+        """The service's own copy of good weights, or why they are refused."""
+        try:
+            self._pool.validate(weights.uri, weights.sha256)
+            content = fetch_weights(weights.uri, weights.sha256, self._config.encoder)
+            return keep_copy(self._config.state_dir, content, weights.sha256)
+        except CoalfaceError as exc:
+            return exc
+
+    def _retain(self, work: Work) -> None:
+        """Remove what is not needed any more; rounds only if the serving actor can be asked."""
+        if work.weights is not None:
+            drop_older_copies(self._config.state_dir, work.weights.sha256)
         needed: set[int] | None = self._call("needed_rounds")
         if needed is not None:
             self._refresher.writer.retain(self._config.rounds.keep_rounds, needed)
@@ -173,14 +182,23 @@ def _start_actor(config: MinerConfig) -> Any:
     return ray.remote(MiningServiceActor).options(name=ACTOR_NAME, **options).remote(config)
 
 
-def _with_port(config: MinerConfig) -> MinerConfig:
-    """Replace port 0 by a free one: a restarted actor must come back where its clients look."""
-    if config.serving.port:
-        return config
-    with socket.socket() as probe:
-        probe.bind((config.serving.host, 0))
-        port = probe.getsockname()[1]
-    return config.model_copy(update={"serving": config.serving.model_copy(update={"port": port})})
+def _resolved(config: MinerConfig) -> MinerConfig:
+    """Fill in what is only known at the start.
+
+    Port 0 becomes a free one: a restarted actor must come back where its clients look. The workers
+    may also read the service's own copies of weights.
+    """
+    serving, encoder = config.serving, config.encoder
+    if serving.port == 0:
+        with socket.socket() as probe:
+            probe.bind((serving.host, 0))
+            serving = serving.model_copy(update={"port": probe.getsockname()[1]})
+    prefixes = (*encoder.weights_prefixes, str(copies_folder(config.state_dir).absolute()))
+    encoder = encoder.model_copy(update={"weights_prefixes": prefixes})
+    state_dir = config.state_dir.absolute()
+    return config.model_copy(
+        update={"serving": serving, "encoder": encoder, "state_dir": state_dir}
+    )
 
 
 @contextmanager

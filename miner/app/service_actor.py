@@ -16,7 +16,8 @@ import threading
 import uuid
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from miner.app.accepted import AcceptedWeights, read_accepted, write_accepted
@@ -64,7 +65,7 @@ class MiningServiceActor:
         self._request_id = ""
         self._changed = threading.Event()
         self._announced: queue.Queue[Announcement] = queue.Queue()
-        self._verdicts: dict[str, Future[None]] = {}
+        self._verdicts: dict[str, Future[Path]] = {}
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True).start()
         self._announcing = asyncio.Lock()
@@ -88,15 +89,15 @@ class MiningServiceActor:
         except queue.Empty:
             return None
 
-    def judge(self, announcement_id: str, refusal: CoalfaceError | None) -> None:
-        """Tell whether announced weights are good; an announcer that is gone is no error."""
-        verdict = self._verdicts.pop(announcement_id, None)
-        if verdict is None or verdict.cancelled():
+    def judge(self, announcement_id: str, verdict: Path | CoalfaceError) -> None:
+        """Hand over the copy of good weights, or why they are refused; nobody may be waiting."""
+        waiting = self._verdicts.pop(announcement_id, None)
+        if waiting is None or not waiting.set_running_or_notify_cancel():
             return
-        if refusal is None:
-            verdict.set_result(None)
+        if isinstance(verdict, CoalfaceError):
+            waiting.set_exception(verdict)
         else:
-            verdict.set_exception(refusal)
+            waiting.set_result(verdict)
 
     def show(self, state: RefreshState) -> None:
         """Take over what GetStatus tells about the refresh."""
@@ -117,14 +118,15 @@ class MiningServiceActor:
         Raises:
             WeightsRefusedError: With the reason.
         """
-        weights = AcceptedWeights(step, uri, sha256.lower())
+        announced = AcceptedWeights(step, uri, sha256.lower())
         async with self._announcing:  # in the order of arrival
-            if weights == self._weights:
+            newest = self._weights
+            if newest and (newest.step, newest.sha256) == (step, announced.sha256):
                 return False
-            await self._judgement(weights)
-            waiting = self._weights
-            if waiting and waiting.step > step and not self._is_mined(waiting):
+            copy = await self._judgement(announced)
+            if newest and newest.step > step and not self._is_mined(newest):
                 return True
+            weights = replace(announced, uri=str(copy))
             await asyncio.to_thread(write_accepted, self._config.state_dir, weights)
             self._weights = weights
         logger.info("accepted weights of step %d (%s)", step, weights.sha256[:12])
@@ -154,13 +156,13 @@ class MiningServiceActor:
         store = await asyncio.to_thread(RowStore.open, self._config.store_path)
         return await start_server(self._config.serving, self._log, self._runs, store, self)
 
-    async def _judgement(self, weights: AcceptedWeights) -> None:
+    async def _judgement(self, weights: AcceptedWeights) -> Path:
         announcement = Announcement(uuid.uuid4().hex, weights)
-        verdict: Future[None] = Future()
+        verdict: Future[Path] = Future()
         self._verdicts[announcement.announcement_id] = verdict
         self._announced.put(announcement)
         try:
-            await asyncio.wrap_future(verdict)
+            return await asyncio.wrap_future(verdict)
         except WeightsRefusedError as exc:
             logger.warning("refused weights of step %d: %s", weights.step, exc)
             raise

@@ -47,11 +47,12 @@ def options(
     ] = False,
 ) -> None:
     """Set up logging for every command."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(name)s: %(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
-    )
+    level, errors = logging.DEBUG if verbose else logging.INFO, Console(stderr=True)
+    if errors.is_terminal:
+        bright = RichHandler(console=errors, show_path=False)
+        logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[bright])
+    else:
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def main() -> None:

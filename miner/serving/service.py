@@ -77,7 +77,7 @@ class MiningService:
 
     # gRPC prescribes the names of the methods below.
 
-    async def OpenRun(  # noqa: N802
+    async def OpenRun(
         self, request: mining_pb2.OpenRunRequest, context: Any
     ) -> mining_pb2.OpenRunResponse:
         """Open a run, or find it again when the values are the same."""
@@ -92,9 +92,7 @@ class MiningService:
                 )
             return await self._off_loop(lambda: self._open_run(parameters))
 
-    async def StreamTriplets(  # noqa: N802
-        self, request: mining_pb2.StreamTripletsRequest, context: Any
-    ) -> None:
+    async def StreamTriplets(self, request: mining_pb2.StreamTripletsRequest, context: Any) -> None:
         """Write the batches of the steps asked for, with heartbeats while there is none."""
         async with refusals(context):
             self._refuse_when_draining()
@@ -115,7 +113,7 @@ class MiningService:
                 if not self._streams:
                     self._idle.set()
 
-    async def CommitStep(  # noqa: N802
+    async def CommitStep(
         self, request: mining_pb2.CommitStepRequest, context: Any
     ) -> mining_pb2.CommitStepResponse:
         """Note which step the run's newest checkpoint holds."""
@@ -126,7 +124,7 @@ class MiningService:
             )
             return mining_pb2.CommitStepResponse(committed_step=committed)
 
-    async def AnnounceWeights(  # noqa: N802
+    async def AnnounceWeights(
         self, request: mining_pb2.AnnounceWeightsRequest, context: Any
     ) -> mining_pb2.AnnounceWeightsResponse:
         """Have the backend check new weights; the answer says whether they were taken."""
@@ -138,7 +136,7 @@ class MiningService:
             )
             return mining_pb2.AnnounceWeightsResponse(superseded=superseded)
 
-    async def GetStatus(  # noqa: N802
+    async def GetStatus(
         self, _request: mining_pb2.GetStatusRequest, context: Any
     ) -> mining_pb2.GetStatusResponse:
         """Answer also while draining."""
@@ -149,7 +147,7 @@ class MiningService:
                 lambda: status_response(parts.log, parts.runs, parts.row_store, refresh)
             )
 
-    async def RequestRefresh(  # noqa: N802
+    async def RequestRefresh(
         self, _request: mining_pb2.RequestRefreshRequest, context: Any
     ) -> mining_pb2.RequestRefreshResponse:
         """Have the backend mine a round from the newest accepted weights."""

@@ -13,10 +13,13 @@ __all__ = ["ARMS", "BATCH_ROWS", "Arm", "Pace", "service_config", "trainer_confi
 
 BATCH_ROWS = 192
 MARGIN = 0.2
+LEARNING_RATE = 3e-3
 # Random batches are groups too: 4 random identities, up to 4 samples each.
 RANDOM_GROUPS = {"strategy": "random", "identities_per_group": 4, "samples_per_identity": 4}
 # Loose triplets: anchor, positive and one random negative, 64 to a batch of 192 images.
 RANDOM_TRIPLETS = {"strategy": "random", "identities_per_group": 2, "samples_per_identity": 1}
+# Coalface: 3 of the 30 nearest identities, look-alikes beyond the ceiling left out as label noise.
+MINED_GROUPS = {"window_stop": 30, "max_similarity": 0.97, "balance": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ ARMS = (
     Arm("random triplets", "random", "triplets", "mined", RANDOM_TRIPLETS),
     Arm("in-batch hard", "hard", "batches", "in_batch_hard", RANDOM_GROUPS),
     Arm("in-batch semi-hard", "semi-hard", "batches", "in_batch_semi_hard", RANDOM_GROUPS),
-    Arm("Coalface", "coalface", "coalface", "in_batch_hard"),
+    Arm("Coalface", "coalface", "coalface", "in_batch_hard+in_batch_semi_hard", MINED_GROUPS),
 )
 
 
@@ -95,6 +98,7 @@ def trainer_config(arm: Arm, out: Path, pace: Pace, address: str) -> dict[str, A
             "max_staleness_steps": pace.max_staleness_steps if mines else 0,
         },
         "loss": {"mode": arm.loss, "margin": MARGIN},
+        "optimizer": {"lr": LEARNING_RATE},
         "announce": {
             "every_steps": pace.refresh_steps if mines else 0,
             "after_step": pace.warmup_steps,

@@ -6,20 +6,25 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 __all__ = ["ArmResult", "show_results", "write_results"]
 
 COLUMNS = (
-    ("Recall@1", "recall_at_1"),
+    ("R@1", "recall_at_1"),
+    ("id", "recall_at_1_by_identity"),
     ("MAP@R", "map_at_r"),
-    ("Recall@1 per id.", "recall_at_1_by_identity"),
-    ("MAP@R per id.", "map_at_r_by_identity"),
-    ("ROC-AUC", "roc_auc"),
-    ("TAR@FAR 1e-3", "tar_at_far"),
+    ("id", "map_at_r_by_identity"),
+    ("AUC", "roc_auc"),
+    ("TAR", "tar_at_far"),
 )
-TIMES = (("train s", "training_s"), ("mine s", "mining_s"), ("stalled s", "stalled_s"))
+TIMES = (("train", "training_s"), ("mine", "mining_s"), ("stall", "stalled_s"))
+CAPTION = (
+    "Percent; id: the figure before it, averaged per identity; AUC: of the ROC curve; TAR: at FAR "
+    "1e-3. Seconds: training, mining beside it, stalled while waiting for batches."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,12 @@ class ArmResult:
 
 def show_results(results: list[ArmResult], console: Console) -> None:
     """Print the table; the best value of each metric is bold."""
-    table = Table(title="On unseen identities (percent)", caption="per id.: averaged per identity")
-    table.add_column("arm")
+    table = Table(
+        title="On unseen identities", caption=CAPTION, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("arm", no_wrap=True)
     for title, _ in COLUMNS + TIMES:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for cells in _cells(results, bold=("[bold green]", "[/]")):
         table.add_row(*cells)
     console.print(table)
@@ -60,7 +67,7 @@ def write_results(results: list[ArmResult], folder: Path) -> None:
     titles = ["arm", *(title for title, _ in COLUMNS + TIMES)]
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *_cells(results, bold=("**", "**"))]
     markdown = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    (folder / "results.md").write_text(markdown + "\n", "utf-8")
+    (folder / "results.md").write_text(f"{markdown}\n\n{CAPTION}\n", "utf-8")
 
 
 def _cells(results: list[ArmResult], bold: tuple[str, str]) -> list[list[str]]:

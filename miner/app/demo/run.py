@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +59,8 @@ def run_demo(settings: DemoSettings) -> list[ArmResult]:
     for name in OWN_FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
+    # Ends by exception, so that whatever was started is stopped.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     with demo_progress(console) as progress, _quiet():
         results = run_arms(out, settings.pace, ARMS, progress)
     show_results(results, console)

@@ -1,0 +1,1 @@
+"""Version 1 of the wire format: mining.proto and its generated stubs."""

@@ -1,10 +1,17 @@
 """The newest accepted weights survive a restart, whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from miner.app.accepted import AcceptedWeights, read_accepted, write_accepted
+from miner.app.accepted import (
+    AcceptedWeights,
+    drop_older_copies,
+    keep_copy,
+    read_accepted,
+    write_accepted,
+)
 from miner.errors import ConfigError
 
 WEIGHTS = AcceptedWeights(7, "/w/7.safetensors", "ab" * 32)
@@ -40,3 +47,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "weights.json").write_text(text)
     with pytest.raises(ConfigError, match=r"weights\.json is damaged.*remove it"):
         read_accepted(tmp_path)
+
+
+def test_older_copies_go_and_newer_ones_stay(tmp_path: Path) -> None:
+    copies = {}
+    for number, name in enumerate(("old", "mined", "newer")):
+        copies[name] = keep_copy(tmp_path, name.encode(), f"{number:064x}")
+        os.utime(copies[name], ns=(number, number))
+    drop_older_copies(tmp_path, copies["mined"].stem)
+    assert not copies["old"].exists()
+    assert copies["mined"].read_bytes() == b"mined"
+    assert copies["newer"].read_bytes() == b"newer"
