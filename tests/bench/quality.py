@@ -1,6 +1,6 @@
 """Does mining help on unseen identities? The demo's arms over several seeds, with real processes.
 
-    python tests/bench/quality.py [--steps 1000] [--seeds 3] [--out build/quality]
+    python tests/bench/quality.py [--steps 600] [--seeds 3] [--out build/quality]
 
 Writes ``tests/bench/results/quality.{json,md}``: every seed's figures, their means, and Coalface's
 lead over the better of the two in-batch baselines, seed by seed. A control arm trains on random
@@ -31,7 +31,7 @@ LIBRARIES = ("torch", "ray", "faiss-cpu", "pytorch-metric-learning", "numpy", "g
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--refresh-steps", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("build/quality"))

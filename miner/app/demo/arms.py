@@ -11,15 +11,15 @@ from typing import Any
 
 __all__ = ["ARMS", "BATCH_ROWS", "Arm", "Pace", "service_config", "trainer_config"]
 
-BATCH_ROWS = 192
+BATCH_ROWS = 96
 MARGIN = 0.2
 LEARNING_RATE = 3e-3
 # Random batches are groups too: 4 random identities, up to 4 samples each.
 RANDOM_GROUPS = {"strategy": "random", "identities_per_group": 4, "samples_per_identity": 4}
-# Loose triplets: anchor, positive and one random negative, 64 to a batch of 192 images.
+# Loose triplets: anchor, positive and one random negative, 32 to a batch of 96 images.
 RANDOM_TRIPLETS = {"strategy": "random", "identities_per_group": 2, "samples_per_identity": 1}
-# Coalface: 3 of the 30 nearest identities, look-alikes beyond the ceiling left out as label noise.
-MINED_GROUPS = {"window_stop": 30, "max_similarity": 0.97, "balance": 0.5}
+# Coalface: 3 of the 20 nearest identities; look-alikes beyond the ceiling are label noise.
+MINED_GROUPS = {"max_similarity": 0.97}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ class Pace:
         seed: Of weights, order and draws.
     """
 
-    steps: int = 300
+    steps: int = 600
     warmup_steps: int = 100
-    refresh_steps: int = 50
-    max_staleness_steps: int = 100
+    refresh_steps: int = 100
+    max_staleness_steps: int = 200
     seed: int = 0
 
 
