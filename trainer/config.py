@@ -89,8 +89,7 @@ class LossConfig(_Section):
     gather: bool = Field(
         default=True, description="take the loss over the rows of all ranks, with gradient"
     )
-    """So that the loss does not depend on how many ranks share a batch. (Batch norm still does on
-    CPUs, where each rank normalises by its own rows; on GPUs it is synchronised.)"""
+    """So that learning does not depend on how many ranks share a batch."""
 
 
 class OptimizerConfig(_Section):

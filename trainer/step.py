@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.batch_norm import share_batch_norm
 from trainer.checkpoint import Checkpoint, capture_random_state, restore_random_state
 from trainer.config import OptimizerConfig, TrainerConfig
 from trainer.distributed import World
@@ -50,8 +51,11 @@ class Learner:
         self._world = world
         self._preprocess = load_preprocess(config.encoder)
         module = build_module(config.encoder, seed=config.seed).to(world.device)
-        if world.size > 1 and world.device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        if world.size > 1:
+            # By the global batch, so that learning does not depend on how many ranks share it.
+            on_gpu = world.device.type == "cuda"
+            share = nn.SyncBatchNorm.convert_sync_batchnorm if on_gpu else share_batch_norm
+            module = share(module)
         self.module = module
         self._network: nn.Module = module
         if world.size > 1:

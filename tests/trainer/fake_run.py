@@ -124,9 +124,18 @@ class FakeMiner:
         return False
 
 
-def build_plain(dim: int = 8) -> nn.Module:
-    """Without batch norm, whose statistics would depend on how ranks share a batch."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 16), nn.Tanh(), nn.Linear(16, dim))
+def build_small(dim: int = 8) -> nn.Module:
+    """With batch norm, whose statistics must not depend on how ranks share a batch."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=4, bias=False),  # a bias would drown in the norm
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(4 * 8 * 8, 16, bias=False),
+        nn.BatchNorm1d(16),
+        nn.Tanh(),
+        nn.Linear(16, dim),
+    )
 
 
 def tree(out: Path, **changes: Any) -> dict[str, Any]:

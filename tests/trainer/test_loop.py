@@ -252,7 +252,7 @@ def test_two_ranks_with_unequal_shares_train_as_one_and_may_become_one(
     """Loss and gradient are those of the whole batch; a signal to one rank stops both at one step;
     and a run of two ranks goes on with one."""
     changes: dict[str, Any] = {
-        "encoder": {"build": "fake_run:build_plain"},
+        "encoder": {"build": "fake_run:build_small"},
         "loss": {"mode": "mined+in_batch_semi_hard"},
     }
     monkeypatch.syspath_prepend(str(Path(fake_run.__file__).parent))

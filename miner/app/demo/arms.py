@@ -5,6 +5,7 @@ An arm is a service (what it mines) and a loss (what the trainer makes of a batc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,17 @@ def service_config(arm: Arm, out: Path, pace: Pace) -> dict[str, Any]:
         "ray_address": "local",
         "dataset": {"uri": str(out / "glyphs" / "glyphs.parquet"), "filter": 'split == "train"'},
         "encoder": {"weights_prefixes": [str(out / "arms")]},
-        "selection": arm.selection,
+        "selection": {"groups_per_round": _groups(arm, pace)} | arm.selection,
         "refresh": {"warmup_steps": pace.warmup_steps},
         "serving": {"stride_steps": 10},
     }
+
+
+def _groups(arm: Arm, pace: Pace) -> int:
+    """Enough that no arm goes through a round twice: a random one lasts for the whole training."""
+    rows = {"triplets": 3}.get(arm.service, 16)
+    steps = pace.refresh_steps * 3 if arm.service == "coalface" else pace.steps
+    return math.ceil(1.25 * steps * BATCH_ROWS / rows)
 
 
 def trainer_config(arm: Arm, out: Path, pace: Pace, address: str) -> dict[str, Any]:
