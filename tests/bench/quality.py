@@ -1,10 +1,11 @@
 """Does mining help on unseen identities? The demo's arms over several seeds, with real processes.
 
-    python tests/bench/quality.py [--steps 600] [--seeds 3] [--out build/quality]
+    python tests/bench/quality.py [--steps 600] [--seeds 1 2 3] [--out build/quality]
 
 Writes ``tests/bench/results/quality.{json,md}``: every seed's figures, their means, and Coalface's
 lead over the better of the two in-batch baselines, seed by seed. A control arm trains on random
 batches with Coalface's own loss: what is left of the lead against it is due to the mining.
+The recipe was chosen on seed 0, so the default seeds are others.
 """
 
 import argparse
@@ -32,13 +33,13 @@ LIBRARIES = ("torch", "ray", "faiss-cpu", "pytorch-metric-learning", "numpy", "g
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--refresh-steps", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("build/quality"))
     options = parser.parse_args()
-    arms = (*ARMS[:3], CONTROL, COALFACE)
+    arms = (*ARMS[1:3], CONTROL, COALFACE)
     by_seed: dict[int, list[ArmResult]] = {}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         pace = Pace(
             steps=options.steps,
             refresh_steps=options.refresh_steps,
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def write(by_seed: dict[int, list[ArmResult]], steps: int, refresh_steps: int) -> None:
-    names = [result.name for result in by_seed[0]]
+    names = [result.name for result in next(iter(by_seed.values()))]
     figures = {
         name: {
             key: [arm(results, name).metrics[key] for results in by_seed.values()]

@@ -29,10 +29,12 @@ class ProcessFailedError(CoalfaceError):
 
 
 @contextmanager
-def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    arguments: Sequence[str], log: Path, num_threads: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``python arguments...`` in a session of its own; on leaving, end the whole session."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],

@@ -133,9 +133,8 @@ def _evaluate(
     chosen = ["--weights", str(weights)] if weights else ["--untrained", "--seed", str(pace.seed)]
     dataset = ["--dataset", str(out / "glyphs" / "glyphs.parquet")]
     split = ["--split-column", "split", "--split", "test"]
-    with running(
-        ["-m", "trainer", "evaluate", *chosen, *dataset, *split, "--out", str(result)], log
-    ) as process:
+    command = ["-m", "trainer", "evaluate", *chosen, *dataset, *split, "--out", str(result)]
+    with running(command, log, num_threads=2) as process:
         wait_for(process, log)
     metrics = _figures(json.loads(result.read_text("utf-8")))
     progress.finish(task, note=f"MAP@R {100 * metrics['map_at_r']:.1f} %")
