@@ -2,7 +2,8 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from miner.app.demo.processes import running, service
 
-__all__ = ["Loop", "kill_session"]
+__all__ = ["Loop", "kill_session", "wait_until"]
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Loop:
     folder: Path
     dataset: Path
     port: int = 0
-    trainer: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
 
     @property
     def state_dir(self) -> Path:
@@ -67,8 +68,18 @@ class Loop:
 
     def kill_miner(self) -> None:
         """SIGKILL to the driver and to everything that Ray started for it, all at once."""
-        pid = json.loads((self.state_dir / "endpoint.json").read_text("utf-8"))["pid"]
-        subprocess.run(["pkill", "-KILL", "-s", str(pid)], check=True)
+        subprocess.run(["pkill", "-KILL", "-s", str(self._miner_pid())], check=True)
+
+    def kill_serving_actor(self) -> None:
+        """SIGKILL to the process that holds the gRPC server; Ray starts another."""
+        find = ["pgrep", "-s", str(self._miner_pid()), "-f", "ray::MiningServiceActor"]
+        pids = subprocess.run(find, capture_output=True, text=True, check=True).stdout.split()
+        assert len(pids) == 1, f"one serving actor expected, found {pids}"
+        subprocess.run(["kill", "-KILL", pids[0]], check=True)
+
+    def _miner_pid(self) -> int:
+        endpoint = json.loads((self.state_dir / "endpoint.json").read_text("utf-8"))
+        return int(endpoint["pid"])
 
     def log_of(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -83,14 +94,15 @@ class Loop:
                 "encoder_args": {"width": 8},
                 "max_canary_similarity": 0.9999,  # ten steps do not spread the space much
             },
-            "selection": {"groups_per_round": 48, "num_candidates": 64, "window_stop": 8},
+            "selection": {"groups_per_round": 48, "num_candidates": 64, "window_stop": 8}
+            | self.selection,
             "workers": {"chunk_rows": 64},
             "refresh": {"warmup_steps": 6},
             "serving": {"stride_steps": 4, "port": self.port},
         }
 
     def trainer_config(self) -> dict[str, Any]:
-        base: dict[str, Any] = {
+        return {
             "run_id": "run",
             "out": str(self.out),
             "steps": 60,
@@ -101,7 +113,14 @@ class Loop:
             "checkpoint": {"every_steps": 10},
             "announce": {"every_steps": 6, "after_step": 6},
         }
-        return base | self.trainer
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
+    """Return once ``condition`` holds; fail after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s:g} s"
+        time.sleep(0.05)
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:

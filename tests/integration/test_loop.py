@@ -3,7 +3,6 @@
 import random
 import subprocess
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,11 @@ import pytest
 
 from miner.data import RowStore
 from miner.rounds import RoundLog
-from tests.integration.loop import Loop, kill_session
+from tests.integration.loop import Loop, kill_session, wait_until
 from trainer.feed import MinerClient, TripletFeed
 
 STEPS = 60
 pytestmark = pytest.mark.timeout(300)
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s:g} s"
-        time.sleep(0.05)
 
 
 def finish(trainer: subprocess.Popen[bytes], loop: Loop, name: str) -> None:
@@ -110,21 +102,12 @@ def test_a_trainer_killed_at_a_random_step_goes_on_with_the_very_same_batches(lo
             assert trained(before[rank]).items() <= unbroken.items()
 
 
-def kill_serving_actor() -> None:
-    found = subprocess.run(
-        ["pgrep", "-f", "ray::MiningServiceActor"], capture_output=True, text=True, check=False
-    )
-    pids = found.stdout.split()
-    assert len(pids) == 1, f"one serving actor expected, found {pids}"
-    subprocess.run(["kill", "-KILL", pids[0]], check=True)
-
-
 def test_the_serving_actor_killed_mid_stream_is_not_noticed_by_the_trainer(loop: Loop) -> None:
     with loop.miner():
         with loop.torchrun("trainer") as trainer:
             for step in (12, 35):
                 wait_until(lambda step=step: last_step(loop) >= step, f"step {step}")
-                kill_serving_actor()
+                loop.kill_serving_actor()
             finish(trainer, loop, "trainer")
         for rank in (0, 1):
             journal = loop.journal(rank)

@@ -1,0 +1,75 @@
+"""What an operator does to a service: look, announce good and bad weights, refresh, restart."""
+
+import hashlib
+
+import pytest
+
+from miner.embedding.config import EncoderConfig
+from miner.embedding.weights import initial_weights
+from miner.rounds import RoundLog
+from tests.integration.loop import Loop, wait_until
+from trainer.errors import WeightsRefusedError
+from trainer.feed import MinerClient, TripletFeed
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_weights_are_judged_mined_on_request_and_remembered(loop: Loop) -> None:
+    loop.out.mkdir()
+    good, bad = loop.out / "good.safetensors", loop.out / "bad.safetensors"
+    good_sha256 = initial_weights(EncoderConfig(encoder_args={"width": 8}), good, seed=3)
+    bad.write_bytes(b"these are no weights")
+    bad_sha256 = hashlib.sha256(bad.read_bytes()).hexdigest()
+
+    with loop.miner("first"), MinerClient(loop.address, patience_s=30) as client:
+        status = client.status()
+        assert [(r.round_id, r.strategy) for r in status.rounds] == [(1, "random")]
+        assert status.num_identities == 36, "the test split is filtered out"
+        with pytest.raises(WeightsRefusedError, match="announce weights"):
+            client.request_refresh()
+        with pytest.raises(WeightsRefusedError, match="sha256"):
+            client.announce(step=50, uri=str(good), sha256="0" * 64)
+        with pytest.raises(WeightsRefusedError, match="safetensors"):
+            client.announce(step=50, uri=str(bad), sha256=bad_sha256)
+        with pytest.raises(WeightsRefusedError, match="prefix"):
+            client.announce(step=50, uri="/etc/hostname", sha256=good_sha256)
+        assert len(client.status().rounds) == 1, "refused weights change nothing"
+
+        assert not client.announce(step=50, uri=str(good), sha256=good_sha256)
+        good.unlink()  # the service has its own copy
+        wait_until(lambda: len(client.status().rounds) == 2, "round of the announced weights")
+        assert client.request_refresh() == 50
+        wait_until(lambda: len(client.status().rounds) == 3, "round on request")
+        assert client.status().refresh.num_failed == 0
+
+    log = RoundLog(loop.state_dir)
+    mined = [log.manifest(round_id) for round_id in (2, 3)]
+    assert [manifest.weights_sha256 for manifest in mined] == [good_sha256] * 2
+    assert mined[0].strategy == "rank_window"
+    stopped = loop.log_of("first").read_text()
+    assert "draining" in stopped
+    assert "Traceback" not in stopped
+
+    with loop.miner("second"), MinerClient(loop.address, patience_s=30) as client:
+        assert client.request_refresh() == 50, "accepted weights outlive a restart"
+        wait_until(lambda: len(client.status().rounds) == 4, "round after the restart")
+    assert log.manifest(4).weights_sha256 == good_sha256
+    assert log.manifest(4).generation == 2
+    assert log.verify() == []
+
+
+def test_a_failed_refresh_is_reported_and_the_last_good_round_stays(loop: Loop) -> None:
+    loop.out.mkdir()
+    weights = loop.out / "weights.safetensors"
+    sha256 = initial_weights(EncoderConfig(encoder_args={"width": 8}), weights, seed=3)
+    loop.selection = {"max_similarity": -0.9}  # no candidate passes
+
+    with loop.miner(), MinerClient(loop.address, patience_s=30) as client:
+        client.announce(step=50, uri=str(weights), sha256=sha256)
+        wait_until(lambda: client.status().refresh.num_failed == 1, "failed refresh")
+        status = client.status()
+        assert "max_similarity" in status.refresh.last_error
+        assert [r.round_id for r in status.rounds] == [1]
+        with TripletFeed(loop.address, run_id="run", batch_rows=64, num_steps=3) as feed:
+            assert [batch.round_id for batch in feed] == [1, 1, 1]
+    assert RoundLog(loop.state_dir).sealed_ids() == [1]
