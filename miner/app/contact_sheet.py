@@ -47,7 +47,7 @@ def draw_sheet(
     """
     from matplotlib.figure import Figure
 
-    log = RoundLog(state_dir)
+    log = RoundLog(state_dir, must_exist=True)
     wanted = round_id if round_id is not None else log.newest()
     if wanted is None:
         raise RoundExpiredError(f"{state_dir} holds no sealed round yet")

@@ -15,7 +15,7 @@ from miner.cli.dataset import glyphs, ingest
 from miner.cli.demo import demo
 from miner.cli.serve import serve
 from miner.cli.sheet import sheet
-from miner.errors import CoalfaceError
+from miner.errors import CoalfaceError, ConfigError
 
 __all__ = ["app", "main"]
 
@@ -56,10 +56,13 @@ def options(
 
 
 def main() -> None:
-    """Entry point of ``coalface-miner`` and ``python -m miner``."""
+    """Entry point of ``coalface-miner`` and ``python -m miner``.
+
+    Exit codes: 0 done; 1 failed, with one line that says why; 2 wrong usage or configuration.
+    """
     try:
         app()
     except CoalfaceError as exc:
         Console(stderr=True).print(f"[bold red]{type(exc).__name__}[/]: ", end="")
         Console(stderr=True).print(str(exc), markup=False, highlight=False)
-        sys.exit(1)
+        sys.exit(2 if isinstance(exc, ConfigError) else 1)

@@ -69,6 +69,7 @@ def test_a_payload_without_images_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_log_and_a_missing_round_are_told_apart(tmp_path: Path) -> None:
     store = make_store(tmp_path, [square(20 * i) for i in range(12)])
+    RoundLog(tmp_path)
     with pytest.raises(RoundExpiredError, match="holds no sealed round yet"):
         draw_sheet(tmp_path, tmp_path / "store", tmp_path / "sheet.png")
     seal_random_round(tmp_path, store)

@@ -42,19 +42,19 @@ def test_glyphs_then_ingest_make_a_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "told", "code"),
     [
-        (["dataset.identity_column=person"], "person"),
-        (["dataset.uri=/nowhere/at/all.parquet"], "/nowhere/at/all.parquet"),
-        (["selection.stratgy=random"], "did you mean 'strategy'"),
+        (["dataset.identity_column=person"], "person", 1),
+        (["dataset.uri=/nowhere/at/all.parquet"], "/nowhere/at/all.parquet", 1),
+        (["selection.stratgy=random"], "did you mean 'strategy'", 2),
     ],
 )
-def test_wrong_input_ends_in_one_line_and_code_1(
-    tmp_path: Path, overrides: list[str], told: str
+def test_wrong_input_ends_in_one_line_and_a_code(
+    tmp_path: Path, overrides: list[str], told: str, code: int
 ) -> None:
     settings = [dataset(tmp_path, ["a", "a", "b"]), f"state_dir={tmp_path / 's'}", *overrides]
     done = miner("ingest", *(part for setting in settings for part in ("--set", setting)))
-    assert done.returncode == 1
+    assert done.returncode == code
     assert told in done.stderr.replace("\n", "")
     assert "Traceback" not in done.stderr
 
@@ -77,3 +77,10 @@ def test_the_resolved_configuration_can_be_printed(tmp_path: Path) -> None:
 
 def test_an_unknown_command_is_a_usage_error() -> None:
     assert miner("mein").returncode == 2
+
+
+def test_a_sheet_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    done = miner("sheet", str(tmp_path / "none"), "--out", str(tmp_path / "sheet.png"))
+    assert done.returncode == 1
+    assert "none" in done.stderr
+    assert not list(tmp_path.iterdir())
