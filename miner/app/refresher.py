@@ -63,6 +63,11 @@ class Refresher:
     _phases_s: dict[str, float] = field(default_factory=dict)
     _shown_s: float = 0.0
 
+    @property
+    def state(self) -> RefreshState:
+        """How the mining stands."""
+        return self._state
+
     def refresh(self, weights: AcceptedWeights | None) -> RoundManifest:
         """Mine with ``weights`` and seal the round; a random one before the warm-up is over.
 

@@ -25,7 +25,7 @@ from miner.app.service_actor import Announcement, MiningServiceActor
 from miner.config import MinerConfig
 from miner.data import Catalog, RowStore, ingest
 from miner.embedding.fetch import fetch_weights
-from miner.errors import CoalfaceError
+from miner.errors import CoalfaceError, NotReadyError, StaleWriterError, WeightsRefusedError
 from miner.rounds import RoundLog, RoundWriter
 from miner.serving.backend import RefreshState
 from miner.workers.embed import EmbedPool
@@ -107,8 +107,12 @@ class _Service:
         try:
             self._refresher.refresh(work.weights)
             self._retain(work)
+        except StaleWriterError:
+            raise  # another service mines now; this one must not go on beside it
         except CoalfaceError as exc:
             logger.error("refresh failed, the last good round stays: %s", exc)
+        except Exception:
+            logger.exception("refresh failed, the last good round stays")
 
     def _judge_announcements(self) -> None:
         """Have a worker try whatever is announced; runs beside a refresh."""
@@ -126,6 +130,9 @@ class _Service:
             return keep_copy(self._config.state_dir, content, weights.sha256)
         except CoalfaceError as exc:
             return exc
+        except Exception as exc:
+            logger.exception("weights of step %d could not be checked", weights.step)
+            return WeightsRefusedError(f"these weights could not be checked: {exc!r}")
 
     def _retain(self, work: Work) -> None:
         """Remove what is not needed any more; rounds only if the serving actor can be asked."""
@@ -149,12 +156,17 @@ class _Service:
         except RayActorError as exc:
             if not self._stop.wait(RESTART_PAUSE_S):
                 logger.warning("the serving actor is away: %s", type(exc).__name__)
+                self._show(self._refresher.state)  # the new one has forgotten it
             return None
 
     def _publish(self) -> None:
         import ray
 
-        address = ray.get(self._actor.address.remote())
+        try:
+            address = ray.get(self._actor.address.remote())
+        except ray.exceptions.RayError as exc:
+            reason = str(exc).strip().splitlines()[-1].removeprefix("miner.errors.")
+            raise NotReadyError(f"the serving actor cannot start: {reason}") from exc
         endpoint = self._config.state_dir / ENDPOINT_FILE
         partial = endpoint.with_suffix(".partial")
         partial.write_text(json.dumps({"address": address, "pid": os.getpid()}), "utf-8")

@@ -64,5 +64,5 @@ def main() -> None:
         app()
     except CoalfaceError as exc:
         Console(stderr=True).print(f"[bold red]{type(exc).__name__}[/]: ", end="")
-        Console(stderr=True).print(str(exc), markup=False, highlight=False)
+        Console(stderr=True).print(str(exc), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(exc, ConfigError) else 1)
