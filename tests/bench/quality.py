@@ -12,7 +12,6 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--batch-rows", type=int, default=96)
     parser.add_argument("--refresh-steps", type=int, default=100)
+    parser.add_argument("--name", default="quality", help="of the result files")
     parser.add_argument("--out", type=Path, default=Path("build/quality"))
     options = parser.parse_args()
     arms = (*ARMS[1:3], CONTROL, COALFACE)
@@ -42,6 +43,7 @@ def main() -> None:
     for seed in options.seeds:
         pace = Pace(
             steps=options.steps,
+            batch_rows=options.batch_rows,
             refresh_steps=options.refresh_steps,
             max_staleness_steps=2 * options.refresh_steps,
             seed=seed,
@@ -49,10 +51,10 @@ def main() -> None:
         with demo_progress(Console()) as progress:
             by_seed[seed] = run_arms(options.out.resolve() / f"seed-{seed}", pace, arms, progress)
         show_results(by_seed[seed], Console())
-        write(by_seed, options.steps, options.refresh_steps)
+        write(by_seed, options)
 
 
-def write(by_seed: dict[int, list[ArmResult]], steps: int, refresh_steps: int) -> None:
+def write(by_seed: dict[int, list[ArmResult]], options: argparse.Namespace) -> None:
     names = [result.name for result in next(iter(by_seed.values()))]
     figures = {
         name: {
@@ -78,9 +80,14 @@ def write(by_seed: dict[int, list[ArmResult]], steps: int, refresh_steps: int) -
         for name in names
     }
     record = {
-        "command": " ".join(["python", "tests/bench/quality.py", *sys.argv[1:]]),
-        "steps": steps,
-        "refresh_steps": refresh_steps,
+        "command": (
+            f"python tests/bench/quality.py --steps {options.steps} "
+            f"--seeds {' '.join(map(str, options.seeds))} --batch-rows {options.batch_rows} "
+            f"--refresh-steps {options.refresh_steps}"
+        ),
+        "steps": options.steps,
+        "batch_rows": options.batch_rows,
+        "refresh_steps": options.refresh_steps,
         "seeds": list(by_seed),
         "machine": f"{platform.machine()}, 2 trainer processes and 1 embedding worker on CPU",
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
@@ -89,8 +96,8 @@ def write(by_seed: dict[int, list[ArmResult]], steps: int, refresh_steps: int) -
         "seconds": seconds,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "quality.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    (RESULTS / "quality.md").write_text(markdown(record), "utf-8")
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    (RESULTS / f"{options.name}.md").write_text(markdown(record), "utf-8")
 
 
 def markdown(record: dict) -> str:
@@ -108,7 +115,8 @@ def markdown(record: dict) -> str:
     seeds = len(record["seeds"])
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     return (
-        f"# Quality on unseen identities, {record['steps']} steps, {seeds} seeds\n\n"
+        "# Quality on unseen identities\n\n"
+        f"{record['steps']} steps of {record['batch_rows']} images, {seeds} seeds. "
         f"`{record['command']}`; mean, and each seed in brackets; percent.\n\n"
         + "\n".join(lines)
         + f"\n\n{record['machine']}; {versions}\n"

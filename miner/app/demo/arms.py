@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ARMS", "BATCH_ROWS", "Arm", "Pace", "service_config", "trainer_config"]
+__all__ = ["ARMS", "Arm", "Pace", "service_config", "trainer_config"]
 
-BATCH_ROWS = 96
 MARGIN = 0.2
 LEARNING_RATE = 3e-3
 # Random batches are groups too: 4 random identities, up to 4 samples each.
@@ -48,6 +47,7 @@ class Pace:
 
     Attributes:
         steps: Optimizer steps of every arm.
+        batch_rows: Images per step, over both trainer processes.
         warmup_steps: Steps on random groups before the first mined round.
         refresh_steps: Steps between announcements.
         max_staleness_steps: The feed waits rather than train on older rounds.
@@ -55,6 +55,7 @@ class Pace:
     """
 
     steps: int = 600
+    batch_rows: int = 96
     warmup_steps: int = 100
     refresh_steps: int = 100
     max_staleness_steps: int = 200
@@ -88,7 +89,7 @@ def _groups(arm: Arm, pace: Pace) -> int:
     """Enough that no arm goes through a round twice: a random one lasts for the whole training."""
     rows = {"triplets": 3}.get(arm.service, 16)
     steps = pace.refresh_steps * 3 if arm.service == "coalface" else pace.steps
-    return math.ceil(1.25 * steps * BATCH_ROWS / rows)
+    return math.ceil(1.25 * steps * pace.batch_rows / rows)
 
 
 def trainer_config(arm: Arm, out: Path, pace: Pace, address: str) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def trainer_config(arm: Arm, out: Path, pace: Pace, address: str) -> dict[str, A
         "run_id": arm.key,
         "out": str(out / "arms" / arm.key),
         "steps": pace.steps,
-        "batch_rows": BATCH_ROWS,
+        "batch_rows": pace.batch_rows,
         "seed": pace.seed,
         "miner": {
             "address": address,
