@@ -37,6 +37,7 @@ class Mined:
 
     selection: Selection
     strategy: str
+    is_warm_up: bool = False
     index: dict[str, Any] = field(default_factory=dict)
 
 
@@ -98,7 +99,9 @@ class Refresher:
         is_warm = weights is not None and weights.step >= config.refresh.warmup_steps
         if weights is None or not is_warm or config.selection.strategy == RANDOM:
             with self._phase("selecting", len(identities.sizes_I), "identities"):
-                return Mined(random_groups(identities, config.selection, **draws), RANDOM)
+                is_warm_up = config.selection.strategy != RANDOM
+                groups = random_groups(identities, config.selection, **draws)
+                return Mined(groups, RANDOM, is_warm_up)
         with self._phase("embedding", identities.num_rows, "rows"):
             key = self.pool.key(weights.sha256)
             self.pool.embed(key, weights.uri, self._progress)
@@ -113,13 +116,14 @@ class Refresher:
             selection = select_groups(
                 found.candidates, embeddings_ND, identities, config.selection, **draws
             )
-        return Mined(selection, config.selection.strategy, dict(found.index))
+        return Mined(selection, config.selection.strategy, index=dict(found.index))
 
     def _seal(self, mined: Mined, weights: AcceptedWeights | None) -> RoundManifest:
         with self._phase("sealing", mined.selection.groups.num_groups, "groups"):
             draft = RoundDraft(
                 model_step=weights.step if weights else 0,
-                weights_sha256=weights.sha256 if weights else "",
+                weights_sha256=weights.sha256 if weights and not mined.is_warm_up else "",
+                warmup_steps=self.config.refresh.warmup_steps if mined.is_warm_up else None,
                 dataset_fingerprint=self.catalog.fingerprint,
                 strategy=mined.strategy,
                 config=self.config.selection.model_dump(mode="json"),

@@ -24,6 +24,12 @@ class RoundDraft(BaseModel):
 
     model_step: int = Field(ge=0, description="Optimizer step of the weights; 0 without weights.")
     weights_sha256: str = Field(description="Digest of the weights; empty: made without any.")
+    warmup_steps: int | None = Field(
+        default=None,
+        ge=0,
+        description="For a random round that stands in for mined ones: up to which step it is as "
+        "good as fresh. None for any other round.",
+    )
     dataset_fingerprint: str = Field(description="Of the catalog whose row ids are used.")
     strategy: str = Field(description="Name of the strategy that made the groups.")
     config: dict[str, JsonValue] = Field(description="The selection's settings.")

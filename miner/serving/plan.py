@@ -114,14 +114,15 @@ class RoundInfo:
         round_id: Its number.
         sha256: Digest of its manifest.
         model_step: Optimizer step of the weights that mined it.
-        has_weights: Whether it was mined with weights at all.
+        fresh_from: The step from which staleness counts: that of the weights; for a random round
+            that stands in for mined ones, the end of the warm-up. None: it is never stale.
         groups: Its groups.
     """
 
     round_id: int
     sha256: str
     model_step: int
-    has_weights: bool
+    fresh_from: int | None
     groups: Groups
 
 
@@ -131,7 +132,7 @@ class Stride:
 
     Attributes:
         first_step: Its first step.
-        round_id, round_sha256, model_step, has_weights: As in `RoundInfo`.
+        round_id, round_sha256, model_step, fresh_from: As in `RoundInfo`.
         batches: For each step ``(pass_number, begin, end)``.
     """
 
@@ -139,7 +140,7 @@ class Stride:
     round_id: int
     round_sha256: str
     model_step: int
-    has_weights: bool
+    fresh_from: int | None
     batches: tuple[tuple[int, int, int], ...]
 
     @property
@@ -151,13 +152,14 @@ class Stride:
         """The plan of one of its steps."""
         pass_number, begin, end = self.batches[step - self.first_step]
         staleness_steps = max(0, step - self.model_step)
+        age_steps = 0 if self.fresh_from is None else step - self.fresh_from
         return StepPlan(
             step=step,
             round_id=self.round_id,
             round_sha256=self.round_sha256,
             model_step=self.model_step,
             staleness_steps=staleness_steps,
-            over_stale=self.has_weights and 0 < run.max_staleness_steps < staleness_steps,
+            over_stale=0 < run.max_staleness_steps < age_steps,
             seed=run.seed,
             pass_number=pass_number,
             begin=begin,
@@ -171,7 +173,7 @@ class Stride:
             "round_id": self.round_id,
             "round_sha256": self.round_sha256,
             "model_step": self.model_step,
-            "has_weights": self.has_weights,
+            "fresh_from": self.fresh_from,
             "batches": self.batches,
         }
 
@@ -200,9 +202,10 @@ def next_stride(
         position = (last.batches[-1][0], last.batches[-1][2])
     allowed = _steps_before_stale(run, newest, first_step)
     if allowed == 0:
+        age_steps = first_step - (newest.fresh_from or 0)
         return Waiting(
-            f"step {first_step} would be {first_step - newest.model_step} steps stale, the bound "
-            f"is {run.max_staleness_steps}: waiting for a fresher round than {newest.round_id}"
+            f"step {first_step} would be {age_steps} steps stale, the bound is "
+            f"{run.max_staleness_steps}: waiting for a fresher round than {newest.round_id}"
         )
     steps = stride_steps if allowed is None else min(stride_steps, allowed)
     batches = _take_batches(run, newest, position, steps)
@@ -216,7 +219,7 @@ def next_stride(
         round_id=newest.round_id,
         round_sha256=newest.sha256,
         model_step=newest.model_step,
-        has_weights=newest.has_weights,
+        fresh_from=newest.fresh_from,
         batches=tuple(batches),
     )
 
@@ -231,9 +234,9 @@ def order_of(num_groups: int, seed: int, round_id: int, pass_number: int) -> npt
 
 def _steps_before_stale(run: RunParameters, newest: RoundInfo, first_step: int) -> int | None:
     """Steps from ``first_step`` on that the bound lets pass; None: all."""
-    if run.stale == "serve" or run.max_staleness_steps == 0 or not newest.has_weights:
+    if run.stale == "serve" or run.max_staleness_steps == 0 or newest.fresh_from is None:
         return None
-    return max(0, newest.model_step + run.max_staleness_steps + 1 - first_step)
+    return max(0, newest.fresh_from + run.max_staleness_steps + 1 - first_step)
 
 
 def _take_batches(

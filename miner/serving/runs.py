@@ -185,7 +185,7 @@ class Run:
             round_id=round_id,
             sha256=manifest.sha256,
             model_step=manifest.model_step,
-            has_weights=manifest.weights_sha256 != "",
+            fresh_from=manifest.model_step if manifest.weights_sha256 else manifest.warmup_steps,
             groups=log.read(round_id),
         )
         return next_stride(self.parameters, last, info, stride_steps=self._stride_steps)

@@ -45,7 +45,8 @@ def main() -> None:
             steps=options.steps,
             batch_rows=options.batch_rows,
             refresh_steps=options.refresh_steps,
-            max_staleness_steps=2 * options.refresh_steps,
+            warmup_steps=options.refresh_steps // 2,
+            max_staleness_steps=options.refresh_steps * 3 // 2,
             seed=seed,
         )
         with demo_progress(Console()) as progress:

@@ -56,9 +56,9 @@ class Pace:
 
     steps: int = 600
     batch_rows: int = 96
-    warmup_steps: int = 100
+    warmup_steps: int = 50
     refresh_steps: int = 100
-    max_staleness_steps: int = 200
+    max_staleness_steps: int = 150
     seed: int = 0
 
 
@@ -80,6 +80,8 @@ def service_config(arm: Arm, out: Path, pace: Pace) -> dict[str, Any]:
         "dataset": {"uri": str(out / "glyphs" / "glyphs.parquet"), "filter": 'split == "train"'},
         "encoder": {"weights_prefixes": [str(out / "arms")]},
         "selection": {"groups_per_round": _groups(arm, pace)} | arm.selection,
+        # Two workers, so that no core idles while the trainer waits, and room for the search.
+        "workers": {"num_embed_workers": 2, "cpus_per_worker": 0.5},
         "refresh": {"warmup_steps": pace.warmup_steps},
         "serving": {"stride_steps": 10},
     }

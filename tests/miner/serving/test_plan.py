@@ -29,7 +29,7 @@ def make_round(round_id: int = 1, num_groups: int = 11, **changes: Any) -> Round
         "round_id": round_id,
         "sha256": f"{round_id:064x}",
         "model_step": 0,
-        "has_weights": True,
+        "fresh_from": 0,
         "groups": make_groups(num_groups, seed=round_id),
     }
     return RoundInfo(**{**values, **changes})
@@ -159,7 +159,7 @@ def test_an_exhausted_round_repeats_in_a_new_order_or_waits() -> None:
 
 def test_staleness_is_counted_from_the_rounds_weights_and_marked_above_the_bound() -> None:
     run = make_run(max_staleness_steps=2)
-    stride = next_stride(run, None, make_round(model_step=3), stride_steps=8)
+    stride = next_stride(run, None, make_round(model_step=3, fresh_from=3), stride_steps=8)
     assert isinstance(stride, Stride)
     steps = [stride.at(step, run) for step in range(8)]
     assert [step.staleness_steps for step in steps] == [0, 0, 0, 0, 1, 2, 3, 4]
@@ -168,7 +168,7 @@ def test_staleness_is_counted_from_the_rounds_weights_and_marked_above_the_bound
 
 def test_no_step_above_the_bound_is_planned_when_stale_means_wait() -> None:
     run = make_run(stale="wait", max_staleness_steps=2)
-    old, fresh = make_round(model_step=3), make_round(2, model_step=5)
+    old, fresh = make_round(model_step=3, fresh_from=3), make_round(2, model_step=5, fresh_from=5)
     first, waiting, later = plan_strides(run, [old, old, fresh], 8)
     assert isinstance(first, Stride)
     assert first.end_step == 6  # step 5 is 2 steps stale, step 6 would be 3
@@ -178,9 +178,22 @@ def test_no_step_above_the_bound_is_planned_when_stale_means_wait() -> None:
     assert (later.first_step, later.end_step, later.round_id) == (6, 8, 2)
 
 
-def test_rounds_made_without_weights_do_not_get_stale() -> None:
+def test_a_random_round_counts_as_fresh_up_to_the_end_of_the_warm_up() -> None:
     run = make_run(stale="wait", max_staleness_steps=2)
-    stride = next_stride(run, None, make_round(has_weights=False), stride_steps=8)
+    random, mined = make_round(fresh_from=4), make_round(2, model_step=5, fresh_from=5)
+    first, waiting, later = plan_strides(run, [random, random, mined], 16)
+    assert isinstance(first, Stride)
+    assert first.end_step == 7, "step 6 is 2 steps past the warm-up, step 7 would be 3"
+    assert not first.at(6, run).over_stale
+    assert isinstance(waiting, Waiting)
+    assert "step 7 would be 3 steps stale" in waiting.reason
+    assert isinstance(later, Stride)
+    assert (later.first_step, later.round_id) == (7, 2)
+
+
+def test_rounds_that_were_asked_to_be_random_do_not_get_stale() -> None:
+    run = make_run(stale="wait", max_staleness_steps=2)
+    stride = next_stride(run, None, make_round(fresh_from=None), stride_steps=8)
     assert isinstance(stride, Stride)
     assert stride.end_step == 8
     assert not stride.at(7, run).over_stale
