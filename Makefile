@@ -12,7 +12,7 @@ help: ## this list
 
 setup: $(STAMP) ## .venv with every dependency at the version of constraints.txt
 
-# torch comes first: without it, another package's range could pull a CUDA build.
+# torch comes first, by itself: pip then keeps the build it finds, whatever other packages ask for.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -25,7 +25,7 @@ demo: $(STAMP) ## the whole loop on one machine, in minutes: table and contact s
 test: $(STAMP) ## the test suite
 	$(BIN)/python -m pytest
 
-test-all: $(STAMP) ## the test suite with the long and the chaos tests
+test-all: $(STAMP) ## also tests marked long or chaos
 	$(BIN)/python -m pytest -m ""
 
 check: $(STAMP) ## format, lint, types, imports, stubs, tests
@@ -41,7 +41,7 @@ format: $(STAMP) ## format and mend what can be mended
 
 bench: bench-quality ## every benchmark; results go to tests/bench/results
 
-bench-quality: $(STAMP) ## the demo's arms, longer and over 3 seeds (about 40 minutes)
+bench-quality: $(STAMP) ## the demo's arms over 3 other seeds, with a control (half an hour)
 	$(BIN)/python tests/bench/quality.py
 
 proto: $(STAMP) ## regenerate the stubs from protos/coalface/v1/mining.proto

@@ -18,6 +18,7 @@ from trainer.announcer import Announcer, MinerLink
 from trainer.checkpoint import load_newest, save_checkpoint
 from trainer.config import TrainerConfig
 from trainer.distributed import World
+from trainer.errors import TrainingError
 from trainer.feed import TripletBatch
 from trainer.journal import Journal, journal_path
 from trainer.model import weights_of
@@ -125,8 +126,9 @@ class _Session:
             batch = stop.wait(lambda: next(feed))
             stalled_s = time.perf_counter() - begin_s
             rows, triplets = (batch.num_rows, batch.num_triplets) if batch else (0, 0)
-            shares = self._world.exchange([int(batch is not None), rows, triplets])
-            if batch is None or not all(has_batch for has_batch, _, _ in shares):
+            shares = self._world.exchange([int(batch is not None), rows, triplets, self.step])
+            _require_one_step([share[3] for share in shares])
+            if batch is None or not all(share[0] for share in shares):
                 return
             begin_s = time.perf_counter()
             result = self._learner.train_on(batch, [s[1] for s in shares], [s[2] for s in shares])
@@ -213,3 +215,12 @@ class _Session:
             self._journal.write("checkpoint", step=self.step, path=str(path))
         self._saved_step = self.step
         self.tally.checkpoint_s += time.perf_counter() - begin_s
+
+
+def _require_one_step(steps_W: list[int]) -> None:
+    """All ranks must be at one step: they resume from one folder of checkpoints."""
+    if len(set(steps_W)) > 1:
+        raise TrainingError(
+            f"the ranks are at different steps, {steps_W} in rank order: they do not see the same "
+            "checkpoints; give every rank one shared checkpoint.folder"
+        )

@@ -52,6 +52,8 @@ def draw_sheet(
     if wanted is None:
         raise RoundExpiredError(f"{state_dir} holds no sealed round yet")
     manifest, groups, store = log.manifest(wanted), log.read(wanted), RowStore.open(store_dir)
+    if manifest.dataset_fingerprint != store.fingerprint:
+        raise DatasetError(f"round {wanted} was mined from another dataset than {store_dir} holds")
     chosen = np.linspace(0, groups.num_groups - 1, min(num_groups, groups.num_groups))
     shown = [_tiles(groups.take(np.array([int(g)]))) for g in chosen]
     width = max(len(tiles) for tiles in shown)

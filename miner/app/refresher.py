@@ -17,6 +17,7 @@ from miner.app.accepted import AcceptedWeights
 from miner.config import MinerConfig
 from miner.core import Selection, choose_anchors, random_groups, select_groups
 from miner.data import Catalog
+from miner.errors import NotReadyError
 from miner.rounds import RoundDraft, RoundManifest, RoundWriter
 from miner.serving.backend import Phase, RefreshState
 from miner.workers.embed import EmbedPool
@@ -52,6 +53,7 @@ class Refresher:
         pool: The embedding workers.
         snapshots: Where their chunks lie.
         show: Takes every change of the refresh's state.
+        is_stopping: Whether the service is about to end; a refresh under way is then given up.
     """
 
     config: MinerConfig
@@ -60,6 +62,7 @@ class Refresher:
     pool: EmbedPool
     snapshots: SnapshotStore
     show: Callable[[RefreshState], None]
+    is_stopping: Callable[[], bool] = lambda: False
     _state: RefreshState = field(default_factory=RefreshState)
     _phases_s: dict[str, float] = field(default_factory=dict)
     _shown_s: float = 0.0
@@ -122,7 +125,7 @@ class Refresher:
         with self._phase("sealing", mined.selection.groups.num_groups, "groups"):
             draft = RoundDraft(
                 model_step=weights.step if weights else 0,
-                weights_sha256=weights.sha256 if weights and not mined.is_warm_up else "",
+                weights_sha256=weights.sha256 if weights and mined.strategy != RANDOM else "",
                 warmup_steps=self.config.refresh.warmup_steps if mined.is_warm_up else None,
                 dataset_fingerprint=self.catalog.fingerprint,
                 strategy=mined.strategy,
@@ -139,6 +142,7 @@ class Refresher:
     @contextmanager
     def _phase(self, phase: Phase, total: int, unit: str) -> Iterator[None]:
         """Show the phase, and note its seconds."""
+        self._go_on()
         started_s = time.monotonic()
         self._state = replace(self._state, phase=phase, done=0, total=total, unit=unit)
         self.show(self._state)
@@ -146,11 +150,16 @@ class Refresher:
         self._phases_s[phase] = round(time.monotonic() - started_s, 3)
 
     def _progress(self, done: int, total: int) -> None:
+        self._go_on()
         now_s = time.monotonic()
         if done == total or now_s - self._shown_s >= SHOW_EVERY_S:
             self._shown_s = now_s
             self._state = replace(self._state, done=done, total=total)
             self.show(self._state)
+
+    def _go_on(self) -> None:
+        if self.is_stopping():
+            raise NotReadyError("the service is stopping; what is embedded is kept for next time")
 
     def _finish(self, started_s: float, **changes: Any) -> None:
         busy_s = self._state.busy_s + time.monotonic() - started_s

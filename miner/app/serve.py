@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,27 +17,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from miner.app.accepted import AcceptedWeights, copies_folder, drop_older_copies, keep_copy
+from miner.app.accepted import AcceptedWeights, drop_older_copies, keep_copy
+from miner.app.cluster import joined_ray, reason_of, resolved, start_actor
 from miner.app.refresher import Refresher
 from miner.app.schedule import RefreshSchedule, Work
-from miner.app.service_actor import Announcement, MiningServiceActor
+from miner.app.service_actor import Announcement
 from miner.config import MinerConfig
 from miner.data import Catalog, RowStore, ingest
 from miner.embedding.fetch import fetch_weights
-from miner.errors import CoalfaceError, NotReadyError, StaleWriterError, WeightsRefusedError
+from miner.errors import (
+    CoalfaceError,
+    DatasetError,
+    NotReadyError,
+    RoundLogError,
+    StaleWriterError,
+    WeightsRefusedError,
+)
 from miner.rounds import RoundLog, RoundWriter
 from miner.serving.backend import RefreshState
 from miner.workers.embed import EmbedPool
 from miner.workers.snapshot import SnapshotStore
 
-__all__ = ["ACTOR_NAME", "ENDPOINT_FILE", "run_service"]
+__all__ = ["ENDPOINT_FILE", "run_service"]
 
 logger = logging.getLogger(__name__)
 
-ACTOR_NAME = "coalface-service"
 ENDPOINT_FILE = "endpoint.json"
 POLL_S = 0.5
 RESTART_PAUSE_S = 0.3
+MAX_CALLS_IN_VAIN = 200  # a minute or more without a serving actor
 DRAIN_TIMEOUT_S = 10.0
 
 
@@ -53,8 +60,9 @@ def run_service(config: MinerConfig) -> None:
     config.state_dir.mkdir(parents=True, exist_ok=True)
     ingest(config.dataset, config.store_path)
     catalog = RowStore.open(config.store_path).catalog
+    _require_same_dataset(RoundLog(config.state_dir), catalog)
     # In this order: Ray's own SIGTERM handler ends the driver without draining.
-    with _local_or_cluster_ray(config), _stop_on_signals() as stop:
+    with joined_ray(config), _stop_on_signals() as stop:
         _Service(config, catalog, stop).run()
 
 
@@ -63,13 +71,16 @@ class _Service:
 
     def __init__(self, config: MinerConfig, catalog: Catalog, stop: threading.Event) -> None:
         self._stop = stop
-        self._config = config = _resolved(config)
+        self._config = config = resolved(config)
         self._log = RoundLog(config.state_dir)
         self._snapshots = SnapshotStore(config.state_dir / "snapshots")
         self._pool = EmbedPool(
             config.workers, config.encoder, config.store_path, self._snapshots.root
         )
         self._actor: Any = None
+        self._draining = threading.Lock()
+        self._calls_in_vain = 0
+        self._judge = threading.Thread(target=self._judge_announcements, name="judge", daemon=True)
         self._refresher = Refresher(
             config=config,
             catalog=catalog,
@@ -77,16 +88,18 @@ class _Service:
             pool=self._pool,
             snapshots=self._snapshots,
             show=self._show,
+            is_stopping=stop.is_set,
         )
 
     def run(self) -> None:
         try:
-            newest = self._log.newest()
-            if newest is None:
+            if self._log.newest() is None:
                 self._refresher.refresh(None)
-            self._actor = _start_actor(self._config)
+            self._actor = start_actor(self._config, self._log.log_id)
             self._publish()
-            threading.Thread(target=self._judge_announcements, name="judge", daemon=True).start()
+            self._judge.start()
+            # At once, also in the middle of a refresh: a stopped Ray job has three seconds.
+            threading.Thread(target=self._drain_on_stop, name="drain", daemon=True).start()
             mined = self._log.manifest(self._log.newest() or 1).weights_sha256
             schedule = RefreshSchedule(self._config.refresh, mined, time.monotonic())
             while not self._stop.is_set():
@@ -106,13 +119,18 @@ class _Service:
         logger.info("refresh: %s", reason)
         try:
             self._refresher.refresh(work.weights)
-            self._retain(work)
         except StaleWriterError:
             raise  # another service mines now; this one must not go on beside it
         except CoalfaceError as exc:
             logger.error("refresh failed, the last good round stays: %s", exc)
+            return
         except Exception:
             logger.exception("refresh failed, the last good round stays")
+            return
+        try:
+            self._retain(work)
+        except (RoundLogError, OSError) as exc:
+            logger.error("what is not needed any more could not be removed: %s", exc)
 
     def _judge_announcements(self) -> None:
         """Have a worker try whatever is announced; runs beside a refresh."""
@@ -143,21 +161,32 @@ class _Service:
             self._refresher.writer.retain(self._config.rounds.keep_rounds, needed)
 
     def _show(self, state: RefreshState) -> None:
-        if self._actor is not None:
-            self._actor.show.remote(state)
+        actor = self._actor
+        if actor is not None:
+            actor.show.remote(state)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """One call of the serving actor; None while Ray is restarting it."""
         import ray
         from ray.exceptions import RayActorError
 
+        actor = self._actor
+        if actor is None:  # drained
+            return None
         try:
-            return ray.get(getattr(self._actor, method).remote(*arguments))
+            answer = ray.get(getattr(actor, method).remote(*arguments))
         except RayActorError as exc:
+            self._calls_in_vain += 1
+            if self._calls_in_vain > MAX_CALLS_IN_VAIN:
+                raise NotReadyError(
+                    f"the serving actor does not come back: {reason_of(exc)}"
+                ) from exc
             if not self._stop.wait(RESTART_PAUSE_S):
                 logger.warning("the serving actor is away: %s", type(exc).__name__)
                 self._show(self._refresher.state)  # the new one has forgotten it
             return None
+        self._calls_in_vain = 0
+        return answer
 
     def _publish(self) -> None:
         import ray
@@ -165,76 +194,53 @@ class _Service:
         try:
             address = ray.get(self._actor.address.remote())
         except ray.exceptions.RayError as exc:
-            reason = str(exc).strip().splitlines()[-1].removeprefix("miner.errors.")
-            raise NotReadyError(f"the serving actor cannot start: {reason}") from exc
+            raise NotReadyError(f"the serving actor cannot start: {reason_of(exc)}") from exc
         endpoint = self._config.state_dir / ENDPOINT_FILE
         partial = endpoint.with_suffix(".partial")
         partial.write_text(json.dumps({"address": address, "pid": os.getpid()}), "utf-8")
         partial.replace(endpoint)
         logger.info("trainers connect to %s", address)
 
-    def _shut_down(self) -> None:
+    def _drain_on_stop(self) -> None:
+        self._stop.wait()
+        self._drain()
+
+    def _drain(self) -> None:
+        """End the streams, once; whoever comes second waits for it."""
         import ray
 
-        (self._config.state_dir / ENDPOINT_FILE).unlink(missing_ok=True)
-        if self._actor is not None:
+        with self._draining:
+            actor, self._actor = self._actor, None
+            if actor is None:
+                return
             try:
-                ray.get(self._actor.drain.remote(), timeout=DRAIN_TIMEOUT_S)
+                ray.get(actor.drain.remote(), timeout=DRAIN_TIMEOUT_S)
             except ray.exceptions.RayError as exc:
                 logger.warning("streams were cut off, not drained: %s", exc)
-            ray.kill(self._actor)
+            ray.kill(actor)
+
+    def _shut_down(self) -> None:
+        self._stop.set()
+        self._drain()
+        if self._judge.is_alive():
+            self._judge.join(DRAIN_TIMEOUT_S)
         self._pool.shutdown()
+        endpoint = self._config.state_dir / ENDPOINT_FILE
+        if endpoint.exists() and json.loads(endpoint.read_text("utf-8"))["pid"] == os.getpid():
+            endpoint.unlink()
 
 
-def _start_actor(config: MinerConfig) -> Any:
-    """The serving actor, restarted by Ray for as long as the driver lives."""
-    import ray
-
-    options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 8}
-    return ray.remote(MiningServiceActor).options(name=ACTOR_NAME, **options).remote(config)
-
-
-def _resolved(config: MinerConfig) -> MinerConfig:
-    """Fill in what is only known at the start.
-
-    Port 0 becomes a free one: a restarted actor must come back where its clients look. The workers
-    may also read the service's own copies of weights.
-    """
-    serving, encoder = config.serving, config.encoder
-    if serving.port == 0:
-        with socket.socket() as probe:
-            probe.bind((serving.host, 0))
-            serving = serving.model_copy(update={"port": probe.getsockname()[1]})
-    prefixes = (*encoder.weights_prefixes, str(copies_folder(config.state_dir).absolute()))
-    encoder = encoder.model_copy(update={"weights_prefixes": prefixes})
-    state_dir = config.state_dir.absolute()
-    return config.model_copy(
-        update={"serving": serving, "encoder": encoder, "state_dir": state_dir}
-    )
-
-
-@contextmanager
-def _local_or_cluster_ray(config: MinerConfig) -> Iterator[None]:
-    """Join the cluster of ``ray_address``, or start Ray on this machine; leave it at the end."""
-    import ray
-
-    address = config.ray_address
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "local")
-    # Ray's own default for its workers is 15: a trainer beside them would starve the stream.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(
-        address=address,
-        namespace="coalface",
-        include_dashboard=False if address == "local" else None,
-        log_to_driver=True,
-        logging_level=logging.WARNING,
-        configure_logging=False,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _require_same_dataset(log: RoundLog, catalog: Catalog) -> None:
+    """Row ids of one dataset mean nothing in another."""
+    newest = log.newest()
+    if newest is None:
+        return
+    mined = log.manifest(newest).dataset_fingerprint
+    if mined != catalog.fingerprint:
+        raise DatasetError(
+            f"the rounds in {log.root} were mined from the dataset with fingerprint {mined[:12]}, "
+            f"the row store now holds {catalog.fingerprint[:12]}: choose another state_dir"
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ absent --open--> open --plan--> planned further and further; never changed, neve
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from miner.errors import (
+    CoalfaceError,
     DamagedRoundError,
     RoundLogError,
     RunConflictError,
@@ -34,6 +36,8 @@ from miner.rounds.journal import Journal
 from miner.serving.plan import RoundInfo, RunParameters, StepPlan, Stride, Waiting, next_stride
 
 __all__ = ["MAX_STRIDES_AHEAD", "Run", "RunParameters", "RunStore"]
+
+logger = logging.getLogger(__name__)
 
 MAX_STRIDES_AHEAD = 64
 _STRIDES_IN_MEMORY = 8
@@ -204,6 +208,7 @@ class RunStore:
         self._folder = root / "runs"
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
+        self._damaged: set[str] = set()
         with self._exclusive():
             for leftover in self._folder.glob(".new-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -248,12 +253,25 @@ class RunStore:
             return self._runs[run_id]
 
     def all(self) -> list[Run]:
-        """Every run, by id."""
-        return [self.get(run_id) for run_id in self._names()]
+        """Every sound run, by id; a damaged one is left out, and logged once."""
+        runs = []
+        for run_id in self._names():
+            try:
+                runs.append(self.get(run_id))
+            except CoalfaceError as exc:
+                if run_id not in self._damaged:
+                    logger.error("run %s cannot be read and is left out: %s", run_id, exc)
+                self._damaged.add(run_id)
+        return runs
 
     def needed_rounds(self, *, idle_run_s: float) -> set[int]:
-        """Rounds that must stay for the runs that planned or committed within ``idle_run_s``."""
-        live = [run for run in self.all() if run.idle_s() <= idle_run_s]
+        """Rounds that must stay for the runs that planned or committed within ``idle_run_s``.
+
+        Raises:
+            RoundLogError: A run is damaged, so that nobody knows which rounds it needs.
+        """
+        runs = [self.get(run_id) for run_id in self._names()]
+        live = [run for run in runs if run.idle_s() <= idle_run_s]
         return set().union(*(run.needed_rounds() for run in live))
 
     def _names(self) -> list[str]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from miner.app.demo.arms import ARMS, RANDOM_GROUPS, Arm, Pace
 from miner.app.demo.progress import demo_progress
 from miner.app.demo.report import COLUMNS, ArmResult, show_results
-from miner.app.demo.run import run_arms
+from miner.app.demo.run import prepare_folder, run_arms
 
 RESULTS = Path(__file__).parent / "results"
 COALFACE = ARMS[-1]
@@ -49,8 +49,10 @@ def main() -> None:
             max_staleness_steps=options.refresh_steps * 3 // 2,
             seed=seed,
         )
+        out = options.out.resolve() / f"seed-{seed}"
+        prepare_folder(out)
         with demo_progress(Console()) as progress:
-            by_seed[seed] = run_arms(options.out.resolve() / f"seed-{seed}", pace, arms, progress)
+            by_seed[seed] = run_arms(out, pace, arms, progress)
         show_results(by_seed[seed], Console())
         write(by_seed, options)
 
@@ -90,7 +92,7 @@ def write(by_seed: dict[int, list[ArmResult]], options: argparse.Namespace) -> N
         "batch_rows": options.batch_rows,
         "refresh_steps": options.refresh_steps,
         "seeds": list(by_seed),
-        "machine": f"{platform.machine()}, 2 trainer processes and 1 embedding worker on CPU",
+        "machine": f"{platform.machine()}, 2 trainer processes and 2 embedding workers on CPU",
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
         "per_seed": figures,
         "lead_over_the_better_in_batch_baseline": lead,

@@ -19,7 +19,7 @@ from tests.trainer.fake_run import ALONE, FakeMiner, batch_of, config_of, tree
 from trainer.checkpoint import load_newest
 from trainer.errors import CheckpointError, ConfigError, FeedError, TrainingError
 from trainer.journal import journal_path, read_journal, read_steps
-from trainer.loop import train
+from trainer.loop import _require_one_step, train
 
 
 class KilledError(Exception):
@@ -285,3 +285,9 @@ def test_two_ranks_with_unequal_shares_train_as_one_and_may_become_one(
         assert both[0] == both[1], "every rank takes the loss of the whole batch"
     pairs = zip(final_weights(out).values(), final_weights(alone).values(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+
+
+def test_ranks_that_resume_at_different_steps_are_told_what_is_missing() -> None:
+    with pytest.raises(TrainingError, match=r"\[100, 0\].*one shared checkpoint\.folder"):
+        _require_one_step([100, 0])
+    _require_one_step([100, 100])

@@ -80,3 +80,11 @@ def test_what_a_resume_may_change_is_not_what_decides_the_training(path: Path) -
     for override in ("seed=5", "optimizer.lr=1", "loss.margin=0.1", "encoder.args.dim=4"):
         other = load_config(TrainerConfig, path, [override])
         assert other.fixed_over_resume() != config.fixed_over_resume(), override
+
+
+def test_waiting_for_rounds_that_would_never_be_announced_is_refused(path: Path) -> None:
+    waits = ["miner.stale=wait", "miner.max_staleness_steps=50", "announce.every_steps=100"]
+    with pytest.raises(ConfigError, match="the run would stop before it announces"):
+        load_config(TrainerConfig, path, waits)
+    load_config(TrainerConfig, path, [*waits, "miner.max_staleness_steps=100"])
+    load_config(TrainerConfig, path, [*waits, "announce.every_steps=0"])

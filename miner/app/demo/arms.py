@@ -83,6 +83,7 @@ def service_config(arm: Arm, out: Path, pace: Pace) -> dict[str, Any]:
         # Two workers, so that no core idles while the trainer waits, and room for the search.
         "workers": {"num_embed_workers": 2, "cpus_per_worker": 0.5},
         "refresh": {"warmup_steps": pace.warmup_steps},
+        "rounds": {"keep_rounds": 1000},  # the report adds up what each of them cost
         "serving": {"stride_steps": 10},
     }
 

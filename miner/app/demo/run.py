@@ -26,13 +26,15 @@ from miner.app.demo.processes import running, service, wait_for
 from miner.app.demo.progress import DemoProgress, demo_progress
 from miner.app.demo.report import ArmResult, show_results, write_results
 from miner.data.glyphs import write_glyphs
+from miner.errors import ConfigError
 from miner.rounds import RoundLog
 
-__all__ = ["DemoSettings", "run_arms", "run_demo"]
+__all__ = ["DemoSettings", "prepare_folder", "run_arms", "run_demo"]
 
 TRAIN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer")
-# What an earlier demo wrote; anything else in the folder is the user's.
+# What an earlier demo wrote, if its marker is there; anything else in the folder is the user's.
 OWN_FOLDERS = ("glyphs", "store", "services", "arms", "configs", "logs")
+MARKER = ".coalface-demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,9 @@ def run_demo(settings: DemoSettings) -> list[ArmResult]:
     """
     console, started_s = Console(), time.monotonic()
     out = settings.out.resolve()
-    for name in OWN_FOLDERS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    # Ends by exception, so that whatever was started is stopped.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    prepare_folder(out)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end by exception, so that all is stopped
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     with demo_progress(console) as progress, _quiet():
         results = run_arms(out, settings.pace, ARMS, progress)
     show_results(results, console)
@@ -71,6 +71,20 @@ def run_demo(settings: DemoSettings) -> list[ArmResult]:
     console.print(f"the table again: {settings.out / 'results.md'}")
     console.print(f"{time.monotonic() - started_s:.0f} s in all; nothing is left running")
     return results
+
+
+def prepare_folder(out: Path) -> None:
+    """An empty place for a demo: what an earlier one wrote there is removed.
+
+    Raises:
+        ConfigError: The folder holds something else.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        raise ConfigError(f"{out} is not empty and no earlier demo's: choose another folder")
+    for name in OWN_FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
 
 
 def run_arms(

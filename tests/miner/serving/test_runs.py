@@ -330,3 +330,13 @@ def test_damaged_parameters_are_named(tmp_path: Path) -> None:
     (tmp_path / "runs" / "r" / "RUN.json").write_text("{}")
     with pytest.raises(RoundLogError, match=r"RUN\.json cannot be read"):
         RunStore(tmp_path, 4).get("r")
+
+
+def test_a_damaged_run_is_left_out_but_keeps_every_round_from_being_removed(tmp_path: Path) -> None:
+    open_run(tmp_path, run_id="sound")
+    open_run(tmp_path, run_id="damaged")
+    (tmp_path / "runs" / "damaged" / "RUN.json").write_text("{")
+    store = RunStore(tmp_path, 4)
+    assert [run.parameters.run_id for run in store.all()] == ["sound"]
+    with pytest.raises(RoundLogError, match="damaged"):
+        store.needed_rounds(idle_run_s=1e9)

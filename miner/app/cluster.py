@@ -1,0 +1,106 @@
+"""Ray as the service uses it: joined or started, with the serving actor on the driver's machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from miner.app.accepted import copies_folder
+from miner.app.service_actor import MiningServiceActor
+from miner.config import MinerConfig
+from miner.errors import ConfigError, NotReadyError
+
+__all__ = ["joined_ray", "reason_of", "resolved", "start_actor"]
+
+
+def resolved(config: MinerConfig) -> MinerConfig:
+    """Fill in what is only known at the start.
+
+    Port 0 becomes a free one: a restarted actor must come back where its clients look. The workers
+    may also read the service's own copies of weights.
+
+    Raises:
+        ConfigError: There is no such host on this machine.
+    """
+    serving, encoder = config.serving, config.encoder
+    if serving.port == 0:
+        serving = serving.model_copy(update={"port": _free_port(serving.host)})
+    prefixes = (*encoder.weights_prefixes, str(copies_folder(config.state_dir).absolute()))
+    encoder = encoder.model_copy(update={"weights_prefixes": prefixes})
+    state_dir = config.state_dir.absolute()
+    return config.model_copy(
+        update={"serving": serving, "encoder": encoder, "state_dir": state_dir}
+    )
+
+
+@contextmanager
+def joined_ray(config: MinerConfig) -> Iterator[None]:
+    """Join the cluster of ``ray_address``, or start Ray on this machine; leave it at the end.
+
+    Raises:
+        NotReadyError: There is no cluster at the address.
+    """
+    import ray
+
+    address = config.ray_address
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, Any] = {}
+    if address == "local":
+        workers = config.workers
+        needed = workers.num_embed_workers * workers.cpus_per_worker + workers.search_cpus
+        # Ray's own default niceness is 15: a trainer beside the service would starve the stream.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        options = {
+            "include_dashboard": False,
+            "num_cpus": max(os.cpu_count() or 1, math.ceil(needed)),
+        }
+    try:
+        ray.init(address=address, namespace="coalface", configure_logging=False, **options)
+    except (ConnectionError, ValueError, RuntimeError) as exc:
+        raise NotReadyError(f"no Ray cluster at {address}: {exc}") from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_actor(config: MinerConfig, log_id: str) -> Any:
+    """The serving actor of a log, restarted by Ray for as long as the driver lives.
+
+    It stays on the driver's machine, where its port was chosen and its clients look for it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(MiningServiceActor)
+        .options(
+            name=f"coalface-service-{log_id}",
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=8,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        )
+        .remote(config)
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """The last line of an error that came over Ray: what went wrong, without the traceback."""
+    return str(error).strip().splitlines()[-1].removeprefix("miner.errors.")
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            return int(probe.getsockname()[1])
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on serving.host={host!r}: {exc}") from exc
