@@ -28,7 +28,7 @@ class SharedBatchNorm(_BatchNorm):
 
     def forward(self, inputs_BC: torch.Tensor) -> torch.Tensor:
         """Normalise [B, C, ...]."""
-        if not self.training:
+        if not self.training and self.track_running_stats:
             return super().forward(inputs_BC)
         mean_C, variance_C, count = _global_moments(inputs_BC.detach())
         self._follow(mean_C, variance_C, count)
@@ -99,24 +99,34 @@ class _Normalise(torch.autograd.Function):
 
 
 def _global_moments(inputs_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean and biased variance over all ranks, and the number of values per channel."""
-    mean_C, variance_C = torch.batch_norm_update_stats(inputs_BC, None, None, 0.0)
+    """Float32 mean and biased variance over all ranks, and the number of values per channel.
+
+    Each rank's moments are about its own mean; they are merged in float64, so nothing cancels that
+    did not cancel in one process.
+    """
+    mean_C, variance_C = torch.batch_norm_update_stats(inputs_BC.float(), None, None, 0.0)
+    mean_C, variance_C = mean_C.double(), variance_C.double()
     count = inputs_BC.numel() / inputs_BC.shape[1]
     own = (mean_C, variance_C + mean_C.square(), mean_C.new_ones(1))
     sums = torch.cat(own) * count
     dist.all_reduce(sums)
     mean_C, square_C = (sums[:-1] / sums[-1]).chunk(2)
-    return mean_C, (square_C - mean_C.square()).clamp_min_(0), float(sums[-1])
+    variance_C = (square_C - mean_C.square()).clamp_min_(0)
+    return mean_C.float(), variance_C.float(), float(sums[-1])
 
 
 def share_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every batch norm in ``module`` by a shared one with the same state.
+    """Replace every batch norm with weight and bias in ``module`` by a shared one with its state.
 
-    The names of parameters and buffers stay, so weights are interchangeable.
+    The names of parameters and buffers stay, so weights are interchangeable. A batch norm without
+    weight and bias stays as it is: it has nothing to learn, and normalises by each rank's rows.
     """
     if isinstance(module, _BatchNorm) and module.affine:
         shared = SharedBatchNorm(
-            module.num_features, eps=module.eps, momentum=module.momentum, affine=True
+            module.num_features,
+            eps=module.eps,
+            momentum=module.momentum,
+            track_running_stats=module.track_running_stats,
         )
         shared.load_state_dict(module.state_dict())
         return shared.train(module.training)

@@ -85,8 +85,14 @@ def train(
             f"({summary.images_per_s:.0f} images/s, {summary.stalled_s:.1f} s without a batch), "
             f"{len(summary.rounds)} rounds; next step {summary.next_step}; see {settings.out}"
         )
-    if summary.ended == "stopped":
-        raise typer.Exit(128 + (summary.signal or signal.SIGTERM))
+    code = 128 + (summary.signal or signal.SIGTERM) if summary.ended == "stopped" else 0
+    if world.size > 1:
+        # All is written and the peers have parted. Seen otherwise: a rank that had finished well
+        # was aborted by a thread of torch's or gRPC's while the interpreter took itself down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise typer.Exit(code)
 
 
 @app.command()

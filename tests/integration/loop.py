@@ -1,6 +1,8 @@
 """A miner and its trainers as real processes in a folder, talking over a real socket."""
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from miner.app.demo.processes import running, service
+from miner.app.demo.processes import ProcessTree, running, service
 
-__all__ = ["Loop", "kill_session", "wait_until"]
+__all__ = ["Loop", "is_gone", "wait_until"]
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Loop:
     dataset: Path
     port: int = 0
     selection: dict[str, Any] = field(default_factory=dict)
+    chunk_rows: int = 64
 
     @property
     def state_dir(self) -> Path:
@@ -38,6 +41,10 @@ class Loop:
         return f"127.0.0.1:{self.port}"
 
     def journal(self, rank: int) -> list[dict[str, Any]]:
+        """The steps that a rank has trained, in the order in which it did."""
+        return [event for event in self._events(rank) if event["event"] == "step"]
+
+    def _events(self, rank: int) -> list[dict[str, Any]]:
         path = self.out / f"journal-{rank}.jsonl"
         if not path.exists():
             return []
@@ -48,7 +55,7 @@ class Loop:
                 events.append(json.loads(line))
             except ValueError:  # cut off by a kill
                 continue
-        return [event for event in events if event["event"] == "step"]
+        return events
 
     @contextmanager
     def miner(self, name: str = "miner") -> Iterator[str]:
@@ -58,7 +65,7 @@ class Loop:
             yield address
 
     @contextmanager
-    def torchrun(self, name: str, ranks: int = 2) -> Iterator[subprocess.Popen[bytes]]:
+    def torchrun(self, name: str, ranks: int = 2) -> Iterator[ProcessTree]:
         config = self.folder / "trainer.yaml"
         config.write_text(yaml.safe_dump(self.trainer_config()))
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -66,9 +73,20 @@ class Loop:
         with running([*command, *train], self.log_of(name)) as process:
             yield process
 
+    def rank_pids(self) -> set[int]:
+        """The processes that have trained so far."""
+        starts = (event for rank in (0, 1) for event in self._events(rank))
+        return {event["pid"] for event in starts if event["event"] == "start"}
+
     def kill_miner(self) -> None:
         """SIGKILL to the driver and to everything that Ray started for it, all at once."""
         subprocess.run(["pkill", "-KILL", "-s", str(self._miner_pid())], check=True)
+
+    def stop_miner(self) -> None:
+        """SIGTERM to the driver; returns when it has ended."""
+        pid = self._miner_pid()
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: is_gone(pid), "end of the miner")
 
     def kill_serving_actor(self) -> None:
         """SIGKILL to the process that holds the gRPC server; Ray starts another."""
@@ -96,7 +114,7 @@ class Loop:
             },
             "selection": {"groups_per_round": 48, "num_candidates": 64, "window_stop": 8}
             | self.selection,
-            "workers": {"chunk_rows": 64},
+            "workers": {"chunk_rows": self.chunk_rows},
             "refresh": {"warmup_steps": 6},
             "serving": {"stride_steps": 4, "port": self.port},
         }
@@ -123,7 +141,9 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0
         time.sleep(0.05)
 
 
-def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to every process of the session at once: a power cut."""
-    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-    process.wait()
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet counts as ended."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text("utf-8")
+    except OSError:
+        return True

@@ -10,7 +10,7 @@ import pytest
 
 from miner.data import RowStore
 from miner.rounds import RoundLog
-from tests.integration.loop import Loop, kill_session, wait_until
+from tests.integration.loop import Loop, is_gone, wait_until
 from trainer.feed import MinerClient, TripletFeed
 
 STEPS = 60
@@ -89,14 +89,21 @@ def test_a_trainer_killed_at_a_random_step_goes_on_with_the_very_same_batches(lo
     with loop.miner():
         with loop.torchrun("first") as trainer:
             wait_until(lambda: last_step(loop) >= kill_at, f"step {kill_at}")
-            kill_session(trainer)
+            ranks = loop.rank_pids()
+            trainer.kill_all()
+        assert len(ranks) == 2
+        assert all(is_gone(pid) for pid in ranks), "the ranks are dead, too"
         before = [loop.journal(rank) for rank in (0, 1)]
+        time.sleep(1.0)
+        assert [loop.journal(rank) for rank in (0, 1)] == before
+        assert last_step(loop) < STEPS - 1, "killed in the middle"
         with loop.torchrun("second") as trainer:
             finish(trainer, loop, "second")
         for rank in (0, 1):
             unbroken = digests_of_plan(loop, rank)
             again = loop.journal(rank)[len(before[rank]) :]
             assert 10 <= again[0]["step"] <= before[rank][-1]["step"] + 1, "it resumed"
+            assert len(again) >= 5, "and trained the rest"
             assert [event["step"] for event in again] == list(range(again[0]["step"], STEPS))
             assert trained(again) == {s: d for s, d in unbroken.items() if s >= again[0]["step"]}
             assert trained(before[rank]).items() <= unbroken.items()

@@ -1,9 +1,15 @@
 """What an operator does to a service: look, announce good and bad weights, refresh, restart."""
 
 import hashlib
+import re
+import shutil
+import time
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from miner.app.demo.processes import ProcessFailedError
 from miner.embedding.config import EncoderConfig
 from miner.embedding.weights import initial_weights
 from miner.rounds import RoundLog
@@ -73,3 +79,43 @@ def test_a_failed_refresh_is_reported_and_the_last_good_round_stays(loop: Loop) 
         with TripletFeed(loop.address, run_id="run", batch_rows=64, num_steps=3) as feed:
             assert [batch.round_id for batch in feed] == [1, 1, 1]
     assert RoundLog(loop.state_dir).sealed_ids() == [1]
+
+
+def test_a_stop_in_the_middle_of_a_refresh_drains_at_once_and_the_next_start_goes_on(
+    loop: Loop,
+) -> None:
+    loop.out.mkdir()
+    weights = loop.out / "weights.safetensors"
+    sha256 = initial_weights(EncoderConfig(encoder_args={"width": 8}), weights, seed=3)
+    loop.chunk_rows = 1  # 216 chunks: seconds of embedding
+    with loop.miner("first"), MinerClient(loop.address, patience_s=30) as client:
+        client.announce(step=50, uri=str(weights), sha256=sha256)
+        wait_until(lambda: client.status().refresh.done > 10, "refresh under way")
+        begin_s = time.monotonic()
+        loop.stop_miner()
+        assert time.monotonic() - begin_s < 15
+    stopped = loop.log_of("first").read_text()
+    assert "the service is stopping" in stopped
+    assert "draining" in stopped
+    assert RoundLog(loop.state_dir).sealed_ids() == [1]
+
+    with loop.miner("second"), MinerClient(loop.address, patience_s=30) as client:
+        wait_until(lambda: len(client.status().rounds) == 2, "round that was given up")
+    reused = re.search(r"(\d+) chunks to embed, (\d+) there", loop.log_of("second").read_text())
+    assert reused is not None
+    assert int(reused[2]) > 10, "finished chunks are not embedded again"
+
+
+def test_rounds_of_another_dataset_are_not_served(loop: Loop, tmp_path: Path) -> None:
+    with loop.miner("first"):
+        pass
+    shutil.rmtree(loop.state_dir / "store")
+    table = pq.read_table(loop.dataset)
+    other = tmp_path / "other.parquet"
+    pq.write_table(table.slice(12), other)
+    loop.dataset = other
+    with (
+        pytest.raises(ProcessFailedError, match="mined from the dataset with fingerprint"),
+        loop.miner("second"),
+    ):
+        pass

@@ -9,18 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from miner.errors import CoalfaceError
 
-__all__ = ["ProcessFailedError", "running", "service", "wait_for"]
+__all__ = ["ProcessFailedError", "ProcessTree", "running", "service", "wait_for"]
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 40.0  # torchrun gives its ranks 30
+MARK = "COALFACE_PROCESS_TREE"
 TAIL_LINES = 15
 
 
@@ -28,26 +30,56 @@ class ProcessFailedError(CoalfaceError):
     """A process of the demo ended badly; the text holds the end of its log."""
 
 
+class ProcessTree(subprocess.Popen[bytes]):
+    """``python arguments...`` with everything that it starts, wherever that hides.
+
+    Descendants are known by a mark in the environment that they inherit, and by their sessions:
+    torchrun gives each rank a session of its own, Ray's workers overwrite their environment.
+    """
+
+    def __init__(self, arguments: Sequence[str], log: Path, num_threads: int = 1) -> None:
+        """Start it, in a session of its own, with its output in ``log``."""
+        self._mark = f"{MARK}={uuid.uuid4().hex}"
+        name, value = self._mark.split("=")
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", name: value}
+        environment["OMP_NUM_THREADS"] = str(num_threads)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            super().__init__(
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def members(self) -> set[int]:
+        """The pids of all that are alive, this process included."""
+        alive = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+        marked = {pid for pid in alive if self._mark.encode() in _environment(pid)}
+        sessions = {_session(pid) for pid in marked} | {self.pid}
+        found = marked | {pid for pid in alive if _session(pid) in sessions}
+        return {pid for pid in found if not _is_zombie(pid)}
+
+    def kill_all(self) -> None:
+        """SIGKILL to every member, until none is left."""
+        while members := self.members():
+            for pid in members:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        self.wait()
+
+
 @contextmanager
-def running(
-    arguments: Sequence[str], log: Path, num_threads: int = 1
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``python arguments...`` in a session of its own; on leaving, end the whole session."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+def running(arguments: Sequence[str], log: Path, num_threads: int = 1) -> Iterator[ProcessTree]:
+    """Run ``python arguments...``; on leaving, whatever it started is ended too."""
+    tree = ProcessTree(arguments, log, num_threads)
     try:
-        yield process
+        yield tree
     finally:
-        _stop(process)
+        _stop(tree)
 
 
 def wait_for(
@@ -96,28 +128,33 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text("utf-8", "replace").splitlines()[-TAIL_LINES:])
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the process, then SIGKILL to whatever its session still holds."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+def _stop(tree: ProcessTree) -> None:
+    """SIGTERM to the process; SIGKILL to whatever is left of its tree then."""
+    if tree.poll() is None:
+        tree.send_signal(signal.SIGTERM)
         try:
-            process.wait(STOP_TIMEOUT_S)
+            tree.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            logger.warning("process %d did not stop within %g s", process.pid, STOP_TIMEOUT_S)
-    for pid in _session_members(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
+            logger.warning("process %d did not stop within %g s", tree.pid, STOP_TIMEOUT_S)
+    tree.kill_all()
 
 
-def _session_members(session_id: int) -> list[int]:
-    members = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and os.getsid(int(entry.name)) == session_id:
-                members.append(int(entry.name))
-        except ProcessLookupError:
-            continue
-    return members
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # gone, or another user's
+        return b""
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
