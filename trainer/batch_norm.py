@@ -1,6 +1,8 @@
 """Batch norm over the rows of all ranks, on devices where torch has none (CPU with gloo).
 
-Shape legend: B = rows of this rank, C = channels.
+Knows nothing of the encoder, the loss or how rows are dealt to ranks.
+
+Shape legend: B = rows of this rank, C = channels, R = ranks.
 """
 
 from __future__ import annotations
@@ -20,22 +22,37 @@ class SharedBatchNorm(_BatchNorm):
 
     Guarantee: outputs, running statistics and (where every rank takes the same loss of all ranks'
     rows) gradients equal those of :class:`torch.nn.BatchNorm2d` on the global batch in one process,
-    up to rounding. Needs a process group; a collective call in training, a local one otherwise.
+    up to float32 rounding of the inputs, however far the mean lies from zero. Statistics are taken
+    in float32 (float64 for float64 inputs) also where autocast gives bfloat16 or float16; outputs
+    keep the inputs' dtype. Needs a process group and at least one row on every rank; a collective
+    call in training. In evaluation it is local, also without running statistics (each rank then
+    normalises by its own rows, as :class:`torch.nn.SyncBatchNorm` does).
 
-    Cost: one all-reduce of 2 C + 1 values forward, one of 2 C backward.
-    Source: Ioffe and Szegedy, Batch Normalization (2015); Peng et al., MegDet (2018).
+    Cost: one all-gather of 2 C + 1 float64 values forward, one all-reduce of 2 C values backward.
+    Source: Ioffe and Szegedy, Batch Normalization (2015); Peng et al., MegDet (2018); Chan, Golub
+    and LeVeque, Algorithms for Computing the Sample Variance (1983), for joining the ranks.
     """
 
     def forward(self, inputs_BC: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, ...]."""
-        if not self.training and self.track_running_stats:
+        """Normalise [B, C, ...].
+
+        Raises:
+            ValueError: The inputs have fewer than two dimensions.
+            RuntimeError: This rank has no row.
+        """
+        if not self.training:
             return super().forward(inputs_BC)
-        mean_C, variance_C, count = _global_moments(inputs_BC.detach())
+        self._check_input_dim(inputs_BC)
+        dtype = torch.promote_types(inputs_BC.dtype, torch.float32)
+        wide_BC = inputs_BC.to(dtype)
+        mean_C, variance_C, count = _global_moments(wide_BC.detach())
         self._follow(mean_C, variance_C, count)
-        outputs: torch.Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
-            inputs_BC, self.weight, self.bias, (mean_C, variance_C, count, self.eps)
+        weight_C = torch.ones_like(mean_C) if self.weight is None else self.weight.to(dtype)
+        bias_C = torch.zeros_like(mean_C) if self.bias is None else self.bias.to(dtype)
+        outputs_BC: torch.Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+            wide_BC, weight_C, bias_C, (mean_C, variance_C, count, self.eps)
         )
-        return outputs
+        return outputs_BC.to(inputs_BC.dtype)
 
     def _follow(self, mean_C: torch.Tensor, variance_C: torch.Tensor, count: float) -> None:
         """Move the running statistics as torch does: with the unbiased variance."""
@@ -46,8 +63,9 @@ class SharedBatchNorm(_BatchNorm):
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean_C, momentum)
-        self.running_var.lerp_(variance_C * (count / max(count - 1, 1)), momentum)
+        unbiased_C = variance_C * (count / max(count - 1, 1))
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), momentum)
 
     def _check_input_dim(self, input: torch.Tensor) -> None:  # noqa: A002 - torch's name
         if input.dim() < 2:
@@ -99,37 +117,52 @@ class _Normalise(torch.autograd.Function):
 
 
 def _global_moments(inputs_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Float32 mean and biased variance over all ranks, and the number of values per channel.
+    """Mean and biased variance over all ranks, and the number of values per channel.
 
-    Each rank's moments are about its own mean; they are merged in float64, so nothing cancels that
-    did not cancel in one process.
+    Variances are joined about the global mean: a difference of squares would lose them where the
+    mean is large.
     """
-    mean_C, variance_C = torch.batch_norm_update_stats(inputs_BC.float(), None, None, 0.0)
-    mean_C, variance_C = mean_C.double(), variance_C.double()
+    mean_C, variance_C = torch.batch_norm_update_stats(inputs_BC, None, None, 0.0)
     count = inputs_BC.numel() / inputs_BC.shape[1]
-    own = (mean_C, variance_C + mean_C.square(), mean_C.new_ones(1))
-    sums = torch.cat(own) * count
-    dist.all_reduce(sums)
-    mean_C, square_C = (sums[:-1] / sums[-1]).chunk(2)
-    variance_C = (square_C - mean_C.square()).clamp_min_(0)
-    return mean_C.float(), variance_C.float(), float(sums[-1])
+    own = torch.cat([mean_C.double(), variance_C, mean_C.new_full((1,), count)])
+    ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(ranks, own)
+    joined = torch.stack(ranks)
+    (means_RC, variances_RC), counts_R1 = joined[:, :-1].chunk(2, dim=1), joined[:, -1:]
+    total = counts_R1.sum()
+    shares_R1 = counts_R1 / total
+    mean_C64 = (shares_R1 * means_RC).sum(0)
+    variance_C64 = (shares_R1 * (variances_RC + (means_RC - mean_C64).square())).sum(0)
+    return mean_C64.to(mean_C.dtype), variance_C64.to(mean_C.dtype), float(total)
 
 
 def share_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every batch norm with weight and bias in ``module`` by a shared one with its state.
+    """Replace every batch norm in ``module``, affine or not, by a shared one with the same state.
 
-    The names of parameters and buffers stay, so weights are interchangeable. A batch norm without
-    weight and bias stays as it is: it has nothing to learn, and normalises by each rank's rows.
+    Parameters and buffers stay the same tensors under the same names, so weights are
+    interchangeable, and what was frozen or used twice still is.
+
+    Returns:
+        ``module`` itself, changed in place; where it is a batch norm, its shared form.
     """
-    if isinstance(module, _BatchNorm) and module.affine:
-        shared = SharedBatchNorm(
-            module.num_features,
-            eps=module.eps,
-            momentum=module.momentum,
-            track_running_stats=module.track_running_stats,
-        )
-        shared.load_state_dict(module.state_dict())
-        return shared.train(module.training)
-    for name, child in module.named_children():
-        setattr(module, name, share_batch_norm(child))
+    if isinstance(module, _BatchNorm):
+        return _shared(module)
+    for parent in list(module.modules()):
+        # Not named_children(), which passes over the second name of one layer.
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, _shared(child))
     return module
+
+
+def _shared(layer: _BatchNorm) -> SharedBatchNorm:
+    shared = SharedBatchNorm(
+        layer.num_features,
+        eps=layer.eps,
+        momentum=layer.momentum,
+        affine=layer.affine,
+        track_running_stats=layer.track_running_stats,
+    )
+    shared._parameters.update(layer._parameters)
+    shared._buffers.update(layer._buffers)
+    return shared.train(layer.training)
