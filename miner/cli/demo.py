@@ -12,7 +12,7 @@ __all__ = ["demo"]
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")],
-    steps: Annotated[int, typer.Option(min=50, help="Optimizer steps per arm.")] = 600,
+    steps: Annotated[int, typer.Option(min=50, help="Optimizer steps per arm.")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Glyphs, service, 2-process trainer, evaluation: a table and a picture in minutes."""

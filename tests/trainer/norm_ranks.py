@@ -90,7 +90,7 @@ def measure(case: Case, network: nn.Module, share: slice, dtype: torch.dtype) ->
         inputs.requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
             outputs = network(inputs)
-        outputs.backward(gradient.to(outputs.dtype))  # type: ignore[no-untyped-call]
+        outputs.backward(gradient.to(outputs.dtype))
         assert inputs.grad is not None
         measured |= {f"outputs.{step}": outputs.detach(), f"inputs.{step}": inputs.grad}
     for name, parameter in network.named_parameters():

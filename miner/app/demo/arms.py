@@ -54,7 +54,7 @@ class Pace:
         seed: Of weights, order and draws.
     """
 
-    steps: int = 600
+    steps: int = 500
     batch_rows: int = 96
     warmup_steps: int = 50
     refresh_steps: int = 100
