@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from miner.data.config import DatasetConfig
 from miner.data.fingerprint import fingerprint_dataset
@@ -112,7 +113,8 @@ def _scan_file(file: SourceFile, source: Source, config: DatasetConfig) -> _Scan
     if source.row_filter is not None:
         columns["keep"] = source.row_filter.expression
     with reading(file):
-        table = file.fragment.to_table(columns=columns)
+        _check_messages(file, (config.id_column, config.identity_column))
+        table = file.fragment.to_table(columns=columns, use_threads=False)
     positions = np.arange(table.num_rows, dtype=np.int64)
     if source.row_filter is not None:
         positions = np.flatnonzero(table["keep"].fill_null(False).to_numpy()).astype(np.int64)
@@ -137,6 +139,22 @@ def _scan_file(file: SourceFile, source: Source, config: DatasetConfig) -> _Scan
             ) from exc
         keys.append(pa.concat_arrays([pa.array([], kind), *chunks]))
     return _ScannedFile(file, keys[0], keys[1], positions)
+
+
+def _check_messages(file: SourceFile, columns: Sequence[str]) -> None:
+    """Read the messages of an Arrow IPC file one by one, of a few columns.
+
+    The dataset scanner's asynchronous reader may crash the process on a damaged message; this one
+    raises.
+    """
+    if not isinstance(file.fragment.format, ds.IpcFileFormat):
+        return
+    with file.fragment.filesystem.open_input_file(file.fragment.path) as stream:
+        names = pa.ipc.open_file(stream).schema.names
+        wanted = [names.index(name) for name in columns if name in names]
+        reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+        for number in range(reader.num_record_batches):
+            reader.get_batch(number).validate(full=True)
 
 
 def _check_unique(
