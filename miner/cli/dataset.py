@@ -53,5 +53,6 @@ def ingest(
     Console().print(
         f"{report.num_rows:,} rows of {report.num_identities:,} identities, "
         f"fingerprint {report.fingerprint[:12]}: {report.path}"
-        + (" (was there already)" if report.reused else "")
+        + (" (was there already)" if report.reused else ""),
+        soft_wrap=True,
     )
