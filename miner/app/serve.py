@@ -215,6 +215,7 @@ class _Service:
                 return
             try:
                 ray.get(actor.drain.remote(), timeout=DRAIN_TIMEOUT_S)
+                logger.info("drained: every stream has ended at a step boundary")
             except ray.exceptions.RayError as exc:
                 logger.warning("streams were cut off, not drained: %s", exc)
             ray.kill(actor)

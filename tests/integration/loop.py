@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from miner.app.demo.processes import ProcessTree, running, service
+from miner.app.demo.processes import ProcessTree, running, running_service
 
 __all__ = ["Loop", "is_gone", "wait_until"]
 
@@ -27,6 +27,7 @@ class Loop:
     port: int = 0
     selection: dict[str, Any] = field(default_factory=dict)
     chunk_rows: int = 64
+    _miner: ProcessTree | None = field(default=None, init=False)
 
     @property
     def state_dir(self) -> Path:
@@ -61,7 +62,7 @@ class Loop:
     def miner(self, name: str = "miner") -> Iterator[str]:
         config = self.folder / "miner.yaml"
         config.write_text(yaml.safe_dump(self.miner_config()))
-        with service(config, self.state_dir, self.folder / f"{name}.log") as address:
+        with running_service(config, self.state_dir, self.log_of(name)) as (self._miner, address):
             yield address
 
     @contextmanager
@@ -78,9 +79,12 @@ class Loop:
         starts = (event for rank in (0, 1) for event in self._events(rank))
         return {event["pid"] for event in starts if event["event"] == "start"}
 
-    def kill_miner(self) -> None:
-        """SIGKILL to the driver and to everything that Ray started for it, all at once."""
-        subprocess.run(["pkill", "-KILL", "-s", str(self._miner_pid())], check=True)
+    def kill_miner(self) -> set[int]:
+        """SIGKILL to the driver and to everything that Ray started for it; returns their pids."""
+        assert self._miner is not None, "no miner was started"
+        members = self._miner.members()
+        self._miner.kill_all()
+        return members
 
     def stop_miner(self) -> None:
         """SIGTERM to the driver; returns when it has ended."""

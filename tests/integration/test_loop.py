@@ -103,7 +103,7 @@ def test_a_trainer_killed_at_a_random_step_goes_on_with_the_very_same_batches(lo
             unbroken = digests_of_plan(loop, rank)
             again = loop.journal(rank)[len(before[rank]) :]
             assert 10 <= again[0]["step"] <= before[rank][-1]["step"] + 1, "it resumed"
-            assert len(again) >= 5, "and trained the rest"
+            assert len(again) >= 10, "and trained the rest"
             assert [event["step"] for event in again] == list(range(again[0]["step"], STEPS))
             assert trained(again) == {s: d for s, d in unbroken.items() if s >= again[0]["step"]}
             assert trained(before[rank]).items() <= unbroken.items()
@@ -127,7 +127,9 @@ def test_the_whole_miner_killed_and_started_again_costs_only_time(loop: Loop) ->
     with loop.miner("first"), loop.torchrun("trainer") as trainer:
         wait_until(lambda: last_step(loop) >= 20, "step 20")
         rounds_before = RoundLog(loop.state_dir).sealed_ids()
-        loop.kill_miner()
+        killed = loop.kill_miner()
+        assert len(killed) > 3, "a driver, Ray's services and the actors"
+        assert all(is_gone(pid) for pid in killed), "nothing of the first miner is left"
         with loop.miner("second"):
             finish(trainer, loop, "trainer")
             for rank in (0, 1):

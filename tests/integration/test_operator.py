@@ -53,7 +53,7 @@ def test_weights_are_judged_mined_on_request_and_remembered(loop: Loop) -> None:
     assert [manifest.weights_sha256 for manifest in mined] == [good_sha256] * 2
     assert mined[0].strategy == "rank_window"
     stopped = loop.log_of("first").read_text()
-    assert "draining" in stopped
+    assert "drained: every stream has ended" in stopped
     assert "Traceback" not in stopped
 
     with loop.miner("second"), MinerClient(loop.address, patience_s=30) as client:
@@ -96,7 +96,7 @@ def test_a_stop_in_the_middle_of_a_refresh_drains_at_once_and_the_next_start_goe
         assert time.monotonic() - begin_s < 15
     stopped = loop.log_of("first").read_text()
     assert "the service is stopping" in stopped
-    assert "draining" in stopped
+    assert "drained: every stream has ended" in stopped
     assert RoundLog(loop.state_dir).sealed_ids() == [1]
 
     with loop.miner("second"), MinerClient(loop.address, patience_s=30) as client:

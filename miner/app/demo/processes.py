@@ -16,7 +16,14 @@ from pathlib import Path
 
 from miner.errors import CoalfaceError
 
-__all__ = ["ProcessFailedError", "ProcessTree", "running", "service", "wait_for"]
+__all__ = [
+    "ProcessFailedError",
+    "ProcessTree",
+    "running",
+    "running_service",
+    "service",
+    "wait_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +41,7 @@ class ProcessTree(subprocess.Popen[bytes]):
     """``python arguments...`` with everything that it starts, wherever that hides.
 
     Descendants are known by a mark in the environment that they inherit, and by their sessions:
-    torchrun gives each rank a session of its own, Ray's workers overwrite their environment.
+    torchrun gives each rank a session of its own, Ray's workers may overwrite their environment.
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, num_threads: int = 1) -> None:
@@ -104,6 +111,13 @@ def service(config: Path, state_dir: Path, log: Path) -> Iterator[str]:
     Raises:
         ProcessFailedError: It ended, or did not come up in time.
     """
+    with running_service(config, state_dir, log) as (_, address):
+        yield address
+
+
+@contextmanager
+def running_service(config: Path, state_dir: Path, log: Path) -> Iterator[tuple[ProcessTree, str]]:
+    """As :func:`service`, for callers that need its processes too."""
     endpoint = state_dir / "endpoint.json"
     endpoint.unlink(missing_ok=True)
     with running(["-m", "miner", "serve", "--config", str(config)], log) as process:
@@ -113,7 +127,7 @@ def service(config: Path, state_dir: Path, log: Path) -> Iterator[str]:
             if time.monotonic() > give_up_s:
                 raise ProcessFailedError(f"no service after {START_TIMEOUT_S:g} s:\n{_tail(log)}")
             time.sleep(0.1)
-        yield json.loads(endpoint.read_text("utf-8"))["address"]
+        yield process, json.loads(endpoint.read_text("utf-8"))["address"]
 
 
 def _check(process: subprocess.Popen[bytes], log: Path) -> None:
