@@ -27,7 +27,8 @@ def choose_anchors(
     """The anchors of one round.
 
     Guarantee: a pure function of its arguments. No row occurs twice. Identities share
-    ``groups_per_round`` by ``n_i ** balance`` as :func:`~miner.core.quotas.allocate_quota` says;
+    ``groups_per_round`` by ``n_i ** balance`` as :func:`~miner.core.quotas.allocate_quota` says,
+    within ``min_groups_per_identity`` and ``max_groups_per_identity``;
     within an identity rows take turns through a seeded permutation that goes on across rounds, so
     an identity with at least ``q`` anchors a round has each of its rows once in ``ceil(n_i / q)``
     rounds. Identities with a single sample anchor nothing.
@@ -62,11 +63,13 @@ def choose_anchors(
     ids_I = ids_I[np.argsort(draw_bits(order_key, ids_I), kind="stable")]
     sizes_I = identities.sizes_I[ids_I]
     cap = config.max_groups_per_identity
+    caps_I = sizes_I if cap is None else np.minimum(sizes_I, cap)
     quota = allocate_quota(
-        sizes_I if cap is None else np.minimum(sizes_I, cap),
+        caps_I,
         sizes_I.astype(np.float64) ** config.balance,
         budget=config.groups_per_round,
         round_id=round_id,
+        floors_I=np.minimum(caps_I, config.min_groups_per_identity),
     )
     chosen = np.flatnonzero(quota.units_I)
     anchors_A = _take_turns(

@@ -6,7 +6,72 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["SelectionConfig"]
+__all__ = ["CurriculumConfig", "QuarantineConfig", "SelectionConfig"]
+
+
+class QuarantineConfig(BaseModel):
+    """When two identities are taken for one, or for copies of one another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: Literal["off", "report", "exclude"] = Field(
+        "exclude", description="Whether suspected pairs are looked for, listed, kept apart."
+    )
+    """The pairs that pass the test are label noise or copies: as negatives they only do harm."""
+
+    min_mixing: float = Field(
+        0.8,
+        gt=0.0,
+        le=2.0,
+        description="Least share of nearest neighbours across the pair, as a multiple of the share "
+        "that is expected if both identities are one.",
+    )
+    """1 is what one identity cut in two at random shows; copies show more, neighbours far less."""
+
+    max_p_value: float = Field(
+        1e-3,
+        gt=0.0,
+        lt=1.0,
+        description="Highest chance, over all pairs looked at, of so much mixing between different "
+        "identities.",
+    )
+    """At most one false alarm in a thousand rounds."""
+
+    max_rows: int = Field(
+        64, ge=4, le=4096, description="Most rows of an identity that the test looks at."
+    )
+    """Bounds the test of two big identities; its power hardly grows beyond."""
+
+
+class CurriculumConfig(BaseModel):
+    """The target hardness ``s_an - s_ap`` of strategy ``curriculum``, and what moves it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: float = Field(-0.2, ge=-2.0, le=2.0, description="Target hardness at step 0.")
+    """The easy end of the semi-hard band."""
+
+    end: float = Field(0.0, ge=-2.0, le=2.0, description="Target hardness from `steps` on.")
+    """The hard end of the semi-hard band."""
+
+    steps: int = Field(
+        1000, ge=1, description="Model steps over which the target goes from start to end."
+    )
+    """The length of a short training."""
+
+    violating_fraction: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Steer instead: the share of the last round's triplets that should still "
+        "violate the margin. None: by the step.",
+    )
+    """Off: steering needs two mined rounds before it can act."""
+
+    gain: float = Field(
+        0.25, gt=0.0, le=4.0, description="Change of the target per unit of violating fraction."
+    )
+    """A fraction that is off by 0.4 moves the target by half a margin of 0.2."""
 
 
 class SelectionConfig(BaseModel):
@@ -14,10 +79,34 @@ class SelectionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategy: Literal["hardest", "semi_hard", "rank_window", "random"] = Field(
-        "rank_window", description="How an anchor prefers its candidates."
-    )
+    strategy: Literal[
+        "hardest",
+        "semi_hard",
+        "rank_window",
+        "distance_weighted",
+        "simans",
+        "curriculum",
+        "random",
+    ] = Field("rank_window", description="How an anchor prefers its candidates.")
     """The window draws among near identities: always taking the nearest ones collapses training."""
+
+    random_fraction: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the negatives that are random other identities, under any strategy.",
+    )
+    """None: the groups of a batch are already random to each other."""
+
+    composition: Literal["star", "chain", "community", "diverse"] = Field(
+        "star", description="How the identities of a group lie to each other."
+    )
+    """Each near the anchor, whatever they are to each other: nothing measured was better."""
+
+    composition_width: int = Field(
+        32, ge=2, le=256, description="Identities of an anchor's list that a composition reorders."
+    )
+    """A few times the negatives of a group; their similarities to each other are its cost."""
 
     groups_per_round: int = Field(
         2048, ge=1, le=1 << 22, description="Groups (and so anchors) of a round."
@@ -28,6 +117,13 @@ class SelectionConfig(BaseModel):
         0.0, ge=0.0, le=1.0, description="An identity's share of anchors goes with n_i ** balance."
     )
     """0 gives every identity the same share, so mining does not amplify the bias to big ones."""
+
+    min_groups_per_identity: int = Field(
+        0,
+        ge=0,
+        description="Fewest groups that an identity with enough samples anchors in a round.",
+    )
+    """None: with balance 0 shares are as even as they can be."""
 
     max_groups_per_identity: int | None = Field(
         None, ge=1, description="Most groups one identity may anchor in a round."
@@ -59,6 +155,26 @@ class SelectionConfig(BaseModel):
     )
     """The usual margin of a triplet loss on the unit sphere."""
 
+    distance_cutoff: float = Field(
+        0.5, gt=0.0, lt=2.0, description="For distance_weighted: smaller distances weigh no more."
+    )
+    """The value of the paper, for Euclidean distances on the unit sphere."""
+
+    distance_limit: float = Field(
+        1.4, gt=0.0, le=2.0, description="For distance_weighted: farther candidates are not wanted."
+    )
+    """The value of the paper: beyond it the loss has no gradient."""
+
+    simans_sharpness: float = Field(
+        50.0, gt=0.0, description="For simans: a in exp(-a (s_an - s_ap - b)^2)."
+    )
+    """Weights fall to a third at 0.15 from the best hardness, the width of a usual margin."""
+
+    simans_offset: float = Field(
+        -0.1, ge=-2.0, le=2.0, description="For simans: the best hardness b."
+    )
+    """The middle of the semi-hard band."""
+
     window_start: int = Field(
         0, ge=0, description="For rank_window: first rank among distinct identities, from 0."
     )
@@ -68,6 +184,13 @@ class SelectionConfig(BaseModel):
         20, ge=1, description="For rank_window: the rank after the last one of the window."
     )
     """Twenty identities are near enough to be hard, and enough to differ from round to round."""
+
+    guard_positive: Literal["chosen", "min", "mean", "max"] = Field(
+        "chosen",
+        description="The s_ap of the margin guards: of the positive chosen, or the least, mean or "
+        "greatest over all samples of the anchor's identity.",
+    )
+    """With one positive per triplet, that is the one the negative has to stay behind."""
 
     max_similarity: float | None = Field(
         None, gt=-1.0, description="Candidates at least this similar to the anchor are dropped."
@@ -91,6 +214,32 @@ class SelectionConfig(BaseModel):
         None, gt=-1.0, description="Candidates at least this similar to the positive are dropped."
     )
     """Off: it costs a product per candidate; for sets with copies under two identities."""
+
+    quarantine: QuarantineConfig = QuarantineConfig()
+    """See :class:`QuarantineConfig`."""
+
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """See :class:`CurriculumConfig`."""
+
+    momentum_rounds: int = Field(
+        0, ge=0, le=8, description="Earlier rounds whose negatives are candidates again."
+    )
+    """None: under fresh weights most of them are among the candidates anyway."""
+
+    look_ahead: int = Field(
+        0, ge=0, le=1024, description="Nearest rows of the positive that are candidates too."
+    )
+    """None: it doubles the search."""
+
+    min_uses_per_sample: int = Field(
+        0, ge=0, description="Fewest groups of a round that one row serves as mined negative."
+    )
+    """None: a floor takes slots from the strategy."""
+
+    min_uses_per_identity: int = Field(
+        0, ge=0, description="Fewest groups of a round that one identity serves as mined negative."
+    )
+    """None: a floor takes slots from the strategy."""
 
     max_uses_per_sample: int | None = Field(
         None, ge=1, description="Most groups of a round that one row serves as mined negative."
@@ -116,6 +265,20 @@ class SelectionConfig(BaseModel):
     def negatives_per_group(self) -> int:
         """Mined negatives of a full group, M, each of another identity."""
         return self.identities_per_group - 1
+
+    @property
+    def is_without_bounds(self) -> bool:
+        """Whether any number of uses as a negative will do, so that no proposal is refused."""
+        caps = self.max_uses_per_sample, self.max_uses_per_identity
+        return caps == (None, None) and not (self.min_uses_per_sample or self.min_uses_per_identity)
+
+    @model_validator(mode="after")
+    def _floors_fit_below_caps(self) -> Self:
+        for name in ("groups_per_identity", "uses_per_sample", "uses_per_identity"):
+            floor, cap = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if cap is not None and floor > cap:
+                raise ValueError(f"min_{name}={floor} is above max_{name}={cap}")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

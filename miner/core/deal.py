@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.core.config import SelectionConfig
+from miner.core.pairs import IdentityPairs
 from miner.core.pool import Anchors
 from miner.core.ragged import ragged_arange, rank_in_runs
 from miner.core.rng import RoundSeed, Stream, draw_below, draw_bits
@@ -34,24 +35,28 @@ class Dealer:
         config: Size of a group, and caps.
         keys: Keys of the round's draws.
         anchors: All anchors of the round.
+        apart: Pairs of identities that must not be each other's negatives.
     """
 
     identities: IdentityTable
     config: SelectionConfig
     keys: RoundSeed
     anchors: Anchors
+    apart: IdentityPairs
 
-    def deal(self, held_AM: npt.NDArray[np.int32], uses_N: I64) -> tuple[I64, I64]:
-        """Give every anchor random negatives up to M, each of another identity.
+    def deal(self, held_AM: npt.NDArray[np.int32], needs_A: I64, uses_N: I64) -> tuple[I64, I64]:
+        """Give every anchor the random negatives that it needs, each of another identity.
 
-        Guarantee: caps hold exactly, what is in use already included. An anchor stays short only
-        if every identity with use left is its own or one that it holds. Identities are dealt to
+        Guarantee: caps hold exactly, what is in use already included. An anchor gets fewer only
+        if every identity with use left is its own, one that it holds, or kept apart from its own.
+        Identities are dealt to
         those least used first, so their use differs by one, or by a few where caps or
         distinctness bind; which ones an anchor gets is otherwise uniformly random. Rows of an
         identity are used as evenly as can be. Depends on the set of anchors, not on their order.
 
         Args:
             held_AM: [A, M] int32 identities that anchors hold already, -1 where free.
+            needs_A: [A] int64, negatives to give to each, no more than it has free.
             uses_N: [N] int64, how often each row is in use as a negative already.
 
         Returns:
@@ -60,20 +65,24 @@ class Dealer:
         Cost: O(A M log A + I) time for each of usually some tens of passes, O(A M + N) memory.
         """
         uses_I = np.bincount(self.identities.identity_ids_N, uses_N, self.identities.num_identities)
-        anchors_T, identities_T = self._deal_identities(held_AM.copy(), uses_I.astype(np.int64))
+        anchors_T, identities_T = self._deal_identities(
+            held_AM.copy(), needs_A.copy(), uses_I.astype(np.int64)
+        )
         bits_T = draw_bits(self.keys.key(Stream.SPREAD), self.anchors.ids_A[anchors_T])
         order_T = np.lexsort((bits_T, identities_T))
         anchors_T, identities_T = anchors_T[order_T], identities_T[order_T]
         return anchors_T, self._spread_rows(identities_T, uses_N)
 
-    def _deal_identities(self, held_AM: npt.NDArray[np.int32], uses_I: I64) -> tuple[I64, I64]:
+    def _deal_identities(
+        self, held_AM: npt.NDArray[np.int32], needs_A: I64, uses_I: I64
+    ) -> tuple[I64, I64]:
         """Fill ``held_AM`` up: anchors try random identities below a level of use that rises.
 
         When draws keep failing, anchors probe one identity after the other. A short anchor cannot
-        take M of them at most, its own and those it holds: so once M + 1 different ones, or all,
-        have been probed in vain, the level is exhausted.
+        take M of them at most, its own and those it holds, and those kept apart from its own: so
+        once one more than these, or all, have been probed in vain, the level is exhausted.
         """
-        needs_A = np.count_nonzero(held_AM < 0, axis=1)
+        in_vain = _PATIENCE + held_AM.shape[1] + self.apart.most_partners()
         limits_I = self._limits(len(needs_A))
         level = _level_below(uses_I, limits_I, int(needs_A.sum()))
         rise, attempt, idle = 1, 0, 0
@@ -81,7 +90,7 @@ class Dealer:
         while needs_A.any():
             room_I = np.minimum(limits_I, level) - uses_I
             open_ids = np.flatnonzero(room_I > 0)
-            if not len(open_ids) or idle > _PATIENCE + held_AM.shape[1]:
+            if not len(open_ids) or idle > in_vain:
                 if level >= limits_I.max():
                     break
                 level, rise, idle = level + rise, 2 * rise, 0
@@ -91,9 +100,9 @@ class Dealer:
             key = self.keys.key(Stream.DEAL, attempt - probe)  # probes go on from one draw
             bits = draw_bits(key, self.anchors.ids_A[short])
             tried = open_ids[(draw_below(bits, len(open_ids)) + probe) % len(open_ids)]
-            fits = (tried != self.anchors.identities_A[short]) & ~(
-                held_AM[short] == tried[:, None]
-            ).any(1)
+            own = self.anchors.identities_A[short]
+            fits = (tried != own) & ~(held_AM[short] == tried[:, None]).any(1)
+            fits &= ~self.apart.contain(own, tried)
             order = np.lexsort((bits[fits], tried[fits]))
             short, tried = short[fits][order], tried[fits][order]
             given = rank_in_runs(tried) < room_I[tried]

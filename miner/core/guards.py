@@ -15,6 +15,7 @@ __all__ = ["GUARD_NAMES", "apply_guards"]
 
 GUARD_NAMES = (
     "same_identity",
+    "quarantine",
     "max_similarity",
     "absolute_margin",
     "relative_margin",
@@ -26,16 +27,19 @@ GUARD_NAMES = (
 def apply_guards(task: MiningTask, pool: Pool) -> tuple[Pool, dict[str, int]]:
     """The candidates that pass every configured guard, and how many each guard dropped.
 
-    Guarantee: no candidate that is left has its anchor's identity (so none is the anchor), has
+    Guarantee: no candidate that is left has its anchor's identity (so none is the anchor) or one
+    that the quarantine keeps apart from it, has
     ``s_an >= max_similarity``, ``s_an > s_ap - absolute_margin``, ``s_an > s_ap - relative_margin *
     |s_ap|`` (which lowers the threshold whatever the sign of ``s_ap``, unlike ``0.95 * s_ap``), or
-    a similarity to the anchor's positive of ``duplicate_similarity`` or more.
+    a similarity to the anchor's positive of ``duplicate_similarity`` or more. The ``s_ap`` of the
+    margins is that of ``config.guard_positive``.
 
     Returns:
         The pool, in its order, and a count for each of :data:`GUARD_NAMES`.
 
     Cost: O(E) time, and O(E D) more for the duplicates.
-    Source: Moreira et al., NV-Retriever (2024), for the margins relative to the positive.
+    Source: Moreira et al., NV-Retriever (2024): its TopK-MarginPos with margin m is
+        ``absolute_margin = m``, its TopK-PercPos with share p is ``relative_margin = 1 - p``.
     """
     dropped = {}
     for name in GUARD_NAMES:
@@ -54,10 +58,14 @@ def _keep(name: str, task: MiningTask, pool: Pool) -> npt.NDArray[np.bool_] | No
     if name == "same_identity":
         kept_E: npt.NDArray[np.bool_] = pool.identities_E != anchors.identities_A[pool.anchors_E]
         return kept_E
+    if name == "quarantine":
+        if not len(task.apart):
+            return None
+        return ~task.apart.contain(anchors.identities_A[pool.anchors_E], pool.identities_E)
     limit: float | None = getattr(task.config, name)
     if limit is None:
         return None
-    s_ap_E = anchors.similarities_ap_A[pool.anchors_E]
+    s_ap_E = anchors.guard_similarities_ap_A[pool.anchors_E]
     match name:
         case "max_similarity":
             kept_E = pool.similarities_E < limit

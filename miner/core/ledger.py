@@ -1,6 +1,6 @@
 """The negatives given out in a round, tier after tier, and what that leaves of needs and caps.
 
-    empty -> give (strategy) -> give (relaxed) -> give (random) -> close: groups, or an error
+    empty -> give (strategy: floors, then caps) -> give (relaxed) -> give (random) -> close: groups
 
 Pure NumPy; finds no negatives itself. Shape legend: N = rows of the catalog, A = anchors,
 M = negatives per anchor, T = negatives given together.
@@ -8,7 +8,7 @@ M = negatives per anchor, T = negatives given together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,8 @@ from miner.core.assign import Caps
 from miner.core.config import SelectionConfig
 from miner.core.groups import Negatives, build_groups
 from miner.core.pool import Anchors
-from miner.core.report import SelectionReport, describe_selection
-from miner.core.rng import RoundSeed
+from miner.core.report import Notes, SelectionReport, describe_selection
+from miner.core.rng import RoundSeed, Stream, draw_bits
 from miner.errors import SelectionError
 from miner.types import Groups, IdentityTable
 
@@ -42,6 +42,7 @@ class Ledger:
     Attributes:
         held_AM: [A, M] int32, identities of the negatives of each anchor; -1 where one is missing.
         uses_N: [N] int64, how often each row is in use as a negative.
+        random_slots_A: [A] int64, of the missing ones those that are to be random identities.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Ledger:
         self.anchors, self.identities, self.config, self.keys = anchors, identities, config, keys
         self.held_AM = np.full((len(anchors.ids_A), config.negatives_per_group), -1, np.int32)
         self.uses_N = np.zeros(identities.num_rows, np.int64)
+        self.random_slots_A = _draw_random_slots(anchors, config, keys)
         self._given: list[Negatives] = []
 
     def count_missing(self) -> I64:
@@ -61,16 +63,33 @@ class Ledger:
         missing_A: I64 = np.count_nonzero(self.held_AM < 0, axis=1).astype(np.int64)
         return missing_A
 
+    def demands(self) -> I64:
+        """[A] int64, negatives that each anchor is still to get from its candidates."""
+        return self.count_missing() - self.random_slots_A
+
     def caps(self) -> Caps:
         """What is left of the caps."""
-        per_row, per_identity = self.config.max_uses_per_sample, self.config.max_uses_per_identity
-        if per_row is None and per_identity is None:
-            return Caps(None, None)
+        return self._left(self.config.max_uses_per_sample, self.config.max_uses_per_identity)
+
+    def floors(self) -> Iterator[Caps]:
+        """One after the other what is left up to each floor, within the caps."""
+        if self.config.min_uses_per_sample:
+            yield self._left(self.config.min_uses_per_sample, self.config.max_uses_per_identity)
+        if self.config.min_uses_per_identity:
+            yield self._left(self.config.max_uses_per_sample, self.config.min_uses_per_identity)
+
+    def uses_of_identities(self) -> I64:
+        """[I] int64, how often each identity is in use as a negative."""
         table = self.identities
         uses_I = np.bincount(table.identity_ids_N, self.uses_N, table.num_identities)
+        return uses_I.astype(np.int64)
+
+    def _left(self, per_row: int | None, per_identity: int | None) -> Caps:
         return Caps(
-            None if per_row is None else per_row - self.uses_N,
-            None if per_identity is None else per_identity - uses_I.astype(np.int64),
+            None if per_row is None else np.maximum(per_row - self.uses_N, 0),
+            None
+            if per_identity is None
+            else np.maximum(per_identity - self.uses_of_identities(), 0),
         )
 
     def give(self, negatives: Negatives) -> None:
@@ -84,19 +103,33 @@ class Ledger:
         np.add.at(self.uses_N, negatives.rows_T, 1)
         self._given.append(negatives)
 
-    def close(self, dropped: Mapping[str, int]) -> Selection:
-        """The groups of all anchors that have enough negatives."""
+    def close(self, notes: Notes) -> Selection:
+        """The groups of all anchors that have enough negatives.
+
+        Raises:
+            SelectionError: If there are none; says which rule took the candidates.
+        """
         missing_A = self.count_missing()
         allowed = 0 if self.config.underfill == "drop" else self.config.negatives_per_group - 1
         negatives = Negatives.concatenate(self._given)
         negatives = negatives.take(missing_A[negatives.anchors_T] <= allowed)
         if not len(negatives.rows_T):
-            raise SelectionError(_explain_nothing(self, dropped))
+            raise SelectionError(_explain_nothing(self, notes.dropped))
         groups = build_groups(
             self.anchors, negatives, self.identities, self.config.samples_per_identity, self.keys
         )
-        report = describe_selection(groups, missing_A, dropped, self.identities, self.config)
+        report = describe_selection(groups, missing_A, self.identities, self.config, notes)
         return Selection(groups, report)
+
+
+def _draw_random_slots(anchors: Anchors, config: SelectionConfig, keys: RoundSeed) -> I64:
+    """[A] int64, each of an anchor's slots is random with probability ``random_fraction``."""
+    slots_A = np.zeros(len(anchors.ids_A), np.int64)
+    if config.random_fraction > 0:
+        for slot in range(config.negatives_per_group):
+            bits_A = draw_bits(keys.key(Stream.RANDOM_SLOT, slot), anchors.ids_A)
+            slots_A += (bits_A >> np.uint64(11)) * 2.0**-53 < config.random_fraction
+    return slots_A
 
 
 _ADVICE = {
@@ -105,6 +138,7 @@ _ADVICE = {
     "absolute_margin": "lower absolute_margin",
     "relative_margin": "lower relative_margin",
     "duplicate_similarity": "raise duplicate_similarity",
+    "quarantine": "look at the identities under suspicion, or set quarantine.policy to report",
     "outside_strategy": "raise num_candidates, widen the strategy (margin, window_start, "
     "window_stop) or set underfill to relax",
 }

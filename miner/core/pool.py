@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.core.config import SelectionConfig
+from miner.core.pairs import IdentityPairs
 from miner.core.rng import RoundSeed
 from miner.errors import SelectionError
 from miner.types import Candidates, IdentityTable
 
-__all__ = ["Anchors", "MiningTask", "Pool", "read_pool"]
+__all__ = ["Anchors", "MiningTask", "Pool", "check_candidates", "read_pool"]
+
+_BLOCK_ENTRIES = 1 << 20
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -31,6 +34,7 @@ class Anchors:
         identities_A: [A] int32.
         positives_A: [A] int64 row ids.
         similarities_ap_A: [A] float32; NaN without embeddings.
+        guard_similarities_ap_A: [A] float32, the ``s_ap`` of the margin guards.
         places_A: [A] int64, where each stands in the :class:`~miner.types.Candidates`.
     """
 
@@ -38,12 +42,19 @@ class Anchors:
     identities_A: npt.NDArray[np.int32]
     positives_A: I64
     similarities_ap_A: F32
+    guard_similarities_ap_A: F32
     places_A: I64
 
 
 @dataclass(frozen=True, slots=True)
 class MiningTask:
-    """All that the selection of one round reads."""
+    """All that the selection of one round reads.
+
+    Attributes:
+        candidates, embeddings_ND, identities, config, keys, anchors: The round's input.
+        apart: Pairs of identities that must not be each other's negatives.
+        target_hardness: For strategy ``curriculum``.
+    """
 
     candidates: Candidates
     embeddings_ND: F32
@@ -51,6 +62,8 @@ class MiningTask:
     config: SelectionConfig
     keys: RoundSeed
     anchors: Anchors
+    apart: IdentityPairs
+    target_hardness: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +89,34 @@ class Pool:
         return Pool(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
-def read_pool(task: MiningTask, anchors_a: I64) -> Pool:
-    """The candidates of the anchors at ``anchors_a``, without the padding.
+def check_candidates(candidates: Candidates, num_rows: int) -> None:
+    """See that candidates come from a search over a catalog of ``num_rows`` rows.
 
     Raises:
         SelectionError: If a candidate is not a row of the catalog, a similarity is not finite, or
             the candidates of an anchor do not stand nearest first; names the first anchors.
     """
+    block = max(1, _BLOCK_ENTRIES // max(1, candidates.row_ids_AK.shape[1]))
+    for begin in range(0, len(candidates.anchor_ids_A), block):
+        part = slice(begin, begin + block)
+        ids_a, rows_aK = candidates.anchor_ids_A[part], candidates.row_ids_AK[part]
+        similarities_aK = candidates.similarities_AK[part]
+        real_aK = rows_aK != -1
+        outside_aK = (rows_aK < -1) | (rows_aK >= num_rows)
+        _refuse(outside_aK, ids_a, f"a candidate outside the {num_rows} rows")
+        broken_aK = real_aK & ~np.isfinite(similarities_aK)
+        _refuse(broken_aK, ids_a, "a candidate with a similarity of NaN or infinity")
+        in_order_aK = similarities_aK[:, 1:] <= similarities_aK[:, :-1]
+        disorder_aK = real_aK[:, 1:] & ~in_order_aK
+        _refuse(disorder_aK, ids_a, "candidates that do not stand nearest first")
+
+
+def read_pool(task: MiningTask, anchors_a: I64) -> Pool:
+    """The candidates of the anchors at ``anchors_a``, without the padding."""
     places_a = task.anchors.places_A[anchors_a]
     rows_aK = task.candidates.row_ids_AK[places_a]
     similarities_aK = task.candidates.similarities_AK[places_a]
     real_aK = rows_aK != -1
-    out_of_order_aK = np.zeros_like(real_aK)
-    out_of_order_aK[:, 1:] = real_aK[:, 1:] & ~(similarities_aK[:, 1:] <= similarities_aK[:, :-1])
-    ids_a = task.anchors.ids_A[anchors_a]
-    outside_aK = (rows_aK < -1) | (rows_aK >= task.identities.num_rows)
-    _refuse(outside_aK, ids_a, f"a candidate outside the {task.identities.num_rows} rows")
-    _refuse(real_aK & ~np.isfinite(similarities_aK), ids_a, "a candidate with a similarity of NaN "
-            "or infinity")  # fmt: skip
-    _refuse(out_of_order_aK, ids_a, "candidates that do not stand nearest first")
     anchors_E = np.repeat(anchors_a, real_aK.sum(1))
     rows_E, similarities_E = rows_aK[real_aK], similarities_aK[real_aK]
     hardness_E = similarities_E - task.anchors.similarities_ap_A[anchors_E]

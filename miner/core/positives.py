@@ -6,8 +6,9 @@ anchor and another sample of its identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,23 @@ from miner.core.similarities import pair_similarities
 from miner.errors import SelectionError
 from miner.types import IdentityTable
 
-__all__ = ["choose_positives", "random_positives"]
+__all__ = ["choose_positives", "guard_similarities", "random_positives"]
 
 _BLOCK_PAIRS = 1 << 20
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """All other samples of the identities of a block of anchors, anchor after anchor."""
+
+    part: slice
+    rows_P: I64
+    similarities_P: F32
+    begins_A: I64
+    counts_A: I64
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +96,42 @@ def choose_positives(  # noqa: PLR0913 - what the result is a function of
         similarities_ap_A = pair_similarities(embeddings_ND, anchor_ids_A, positive_ids_A)
         _require_finite(similarities_ap_A, anchor_ids_A)
         return positive_ids_A, similarities_ap_A
-    others_A = _count_others(identities, anchor_ids_A)
     positive_ids_A = np.empty(len(anchor_ids_A), np.int64)
     similarities_ap_A = np.empty(len(anchor_ids_A), np.float32)
-    for part in bounded_blocks(others_A, _BLOCK_PAIRS):
-        position, owner = ragged_arange(others_A[part])
-        anchors_P = anchor_ids_A[part][owner]
-        rows_P = _other_row(identities, anchors_P, position)
-        similarities_P = pair_similarities(embeddings_ND, anchors_P, rows_P)
-        _require_finite(similarities_P, anchors_P)
-        order_P = np.lexsort((rows_P, similarities_P, owner))
-        begins_A = np.cumsum(others_A[part]) - others_A[part]
-        ranked = _Ranked(similarities_P[order_P], begins_A, others_A[part])
-        picked = order_P[begins_A + _PICKERS[config.positive](ranked, config)]
-        positive_ids_A[part], similarities_ap_A[part] = rows_P[picked], similarities_P[picked]
+    for pairs in _all_pairs(embeddings_ND, identities, anchor_ids_A):
+        owner = np.repeat(np.arange(len(pairs.counts_A)), pairs.counts_A)
+        order_P = np.lexsort((pairs.rows_P, pairs.similarities_P, owner))
+        ranked = _Ranked(pairs.similarities_P[order_P], pairs.begins_A, pairs.counts_A)
+        picked = order_P[pairs.begins_A + _PICKERS[config.positive](ranked, config)]
+        positive_ids_A[pairs.part] = pairs.rows_P[picked]
+        similarities_ap_A[pairs.part] = pairs.similarities_P[picked]
     return positive_ids_A, similarities_ap_A
+
+
+def guard_similarities(
+    embeddings_ND: F32,
+    identities: IdentityTable,
+    anchor_ids_A: I64,
+    rule: Literal["min", "mean", "max"],
+) -> F32:
+    """[A] float32, the least, mean or greatest similarity to the other samples of the identity.
+
+    Guarantee: exact within the identity; the mean is taken in float64.
+
+    Raises:
+        SelectionError: As :func:`choose_positives`.
+
+    Cost: O(P D) time, memory as :func:`choose_positives`.
+    """
+    similarities_A = np.empty(len(anchor_ids_A), np.float32)
+    for pairs in _all_pairs(embeddings_ND, identities, anchor_ids_A):
+        if rule == "mean":
+            sums_A = np.add.reduceat(pairs.similarities_P, pairs.begins_A, dtype=np.float64)
+            similarities_A[pairs.part] = sums_A / pairs.counts_A
+        else:
+            extreme = np.minimum if rule == "min" else np.maximum
+            similarities_A[pairs.part] = extreme.reduceat(pairs.similarities_P, pairs.begins_A)
+    return similarities_A
 
 
 def random_positives(
@@ -112,6 +145,20 @@ def random_positives(
     others_A = _count_others(identities, anchor_ids_A)
     bits_A = draw_bits(stream_key(seed, round_id, Stream.POSITIVE), anchor_ids_A)
     return _other_row(identities, anchor_ids_A, draw_below(bits_A, others_A))
+
+
+def _all_pairs(
+    embeddings_ND: F32, identities: IdentityTable, anchor_ids_A: I64
+) -> Iterator[_Pairs]:
+    others_A = _count_others(identities, anchor_ids_A)
+    for part in bounded_blocks(others_A, _BLOCK_PAIRS):
+        position, owner = ragged_arange(others_A[part])
+        anchors_P = anchor_ids_A[part][owner]
+        rows_P = _other_row(identities, anchors_P, position)
+        similarities_P = pair_similarities(embeddings_ND, anchors_P, rows_P)
+        _require_finite(similarities_P, anchors_P)
+        begins_A = np.cumsum(others_A[part]) - others_A[part]
+        yield _Pairs(part, rows_P, similarities_P, begins_A, others_A[part])
 
 
 def _hardest(ranked: _Ranked, _: SelectionConfig) -> I64:

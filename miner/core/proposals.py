@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from miner.core.compose import compose
 from miner.core.guards import apply_guards
 from miner.core.pool import MiningTask, Pool, read_pool
 from miner.core.strategies import identity_groups, prefer
@@ -68,7 +69,8 @@ def collect_proposals(
         held_AM: [A, M] int32 identities that anchors hold already, -1 where none; left out.
 
     Returns:
-        The proposals, and how many candidates each guard and the strategy removed.
+        The proposals, in the order of strategy and composition, and how many candidates each guard
+        and the strategy removed.
 
     Cost: O(a K log K) time; beside the result about 2**19 candidates are held at a time.
     """
@@ -97,16 +99,16 @@ def _in_order(
 ) -> tuple[Pool, int]:
     """The wanted entries by anchor and preference, and how many lie outside the strategy."""
     preference = prefer(task, pool)
-    if tier is Tier.STRATEGY:
-        wanted_E = preference.in_band_E
-    else:
-        taken_E = (held_AM[pool.anchors_E] == pool.identities_E[:, None]).any(1)
-        wanted_E = ~preference.in_band_E & ~taken_E
+    wanted_E = preference.in_band_E if tier is Tier.STRATEGY else ~preference.in_band_E
+    if len(pool.rows_E) and (held_AM[pool.anchors_E[0] : pool.anchors_E[-1] + 1] >= 0).any():
+        wanted_E = wanted_E & ~(held_AM[pool.anchors_E] == pool.identities_E[:, None]).any(1)
     num_outside = len(wanted_E) - int(np.count_nonzero(preference.in_band_E))
     pool, keys_E = pool.take(wanted_E), preference.keys_E[wanted_E]
     if keys_E.any():
         pool = pool.take(np.lexsort((keys_E, pool.anchors_E)))
-    if task.config.max_uses_per_sample is None and task.config.max_uses_per_identity is None:
+    if tier is Tier.STRATEGY and task.config.composition != "star":
+        pool = compose(task, pool)
+    if task.config.is_without_bounds:
         pool = pool.take(_enough_without_caps(pool, task.config.negatives_per_group))
     return pool, num_outside
 

@@ -33,12 +33,18 @@ class Quota:
 
 
 def allocate_quota(
-    caps_I: I64, weights_I: npt.NDArray[np.float64], *, budget: int, round_id: int
+    caps_I: I64,
+    weights_I: npt.NDArray[np.float64],
+    *,
+    budget: int,
+    round_id: int,
+    floors_I: I64 | None = None,
 ) -> Quota:
-    """Share ``budget`` units over identities by weight, max-min fair under caps, round after round.
+    """Share ``budget`` units over identities by weight, max-min fair within bounds, over rounds.
 
-    The fair share of an identity is ``min(cap, level * weight)``, with the level that spends the
-    budget. A round gives it rounded down or up; which identities get the odd unit rotates:
+    The fair share of an identity is ``max(floor, min(cap, level * weight))``, with the level that
+    spends the budget; a budget below the sum of floors is shared with the floors as caps. A round
+    gives it rounded down or up; which identities get the odd unit rotates:
 
     - with equal weights each identity below its cap gets its odd unit within ``ceil(1 / fraction)``
       rounds of any other: if the budget is smaller than the number of identities, each has its
@@ -50,15 +56,17 @@ def allocate_quota(
         weights_I: [I] float64, > 0.
         budget: Units of a round, ``0 <= budget <= 2**22``.
         round_id: Counted from 1.
+        floors_I: [I] int64, fewest that an identity is to get, at most its cap; None for 0.
 
     Returns:
-        Quotas with ``units_I <= caps_I`` and ``units_I.sum() == min(budget, caps_I.sum())``; an
-        identity that stands earlier has its first odd unit earlier where weights are equal.
+        Quotas with ``units_I <= caps_I`` and ``units_I.sum() == min(budget, caps_I.sum())``, and
+        ``units_I >= floors_I`` unless the budget is below the sum of floors; an identity that is
+        earlier in order has its first odd unit earlier where weights are equal.
 
     Raises:
         ValueError: If an argument is out of range.
 
-    Cost: O((I + round_id) log) time, O(I + round_id) memory.
+    Cost: O((I + round_id) log) time, with floors some times as much; O(I + round_id) memory.
     Source: Bertsekas and Gallager, Data Networks (1992), sec. 6.5.2, max-min fairness; rotation is
         systematic sampling with unequal probabilities (Madow 1949).
 
@@ -74,19 +82,49 @@ def allocate_quota(
         )
     if (caps_I < 0).any() or not (weights_I > 0).all():
         raise ValueError("quota needs caps >= 0 and weights > 0")
+    floors_I = np.zeros_like(caps_I) if floors_I is None else floors_I
+    if (floors_I < 0).any() or (floors_I > caps_I).any():
+        raise ValueError("quota needs 0 <= floors <= caps")
+    if budget < floors_I.sum():
+        caps_I, floors_I = floors_I, np.zeros_like(floors_I)
     units_I = np.minimum(caps_I, budget).astype(np.int64)
     if budget >= units_I.sum():
         return Quota(units_I, units_I * (round_id - 1))
     scaled_I = np.maximum(1, np.rint(weights_I * (_WEIGHT_SUM / weights_I.sum()))).astype(np.int64)
-    open_I = _below_cap(units_I, scaled_I, budget)
+    open_I, at_floor_I = _between_bounds(units_I, floors_I, scaled_I, budget)
+    units_I[at_floor_I] = floors_I[at_floor_I]
     before_I = units_I * (round_id - 1)
-    left = budget - int(units_I[~open_I].sum())
+    if not open_I.any():
+        return Quota(units_I, before_I)
+    left = budget - int(units_I[~open_I].sum())  # of the others, those at their floor included
     shares_I, unit = left * scaled_I[open_I], int(scaled_I[open_I].sum())
     whole_I, odd_I = np.divmod(shares_I, unit)
     hits_I, hits_before_I = _rotate(odd_I, unit, round_id)
     units_I[open_I] = whole_I + hits_I - hits_before_I
     before_I[open_I] = whole_I * (round_id - 1) + hits_before_I
     return Quota(units_I, before_I)
+
+
+def _between_bounds(
+    caps_I: I64, floors_I: I64, weights_I: I64, budget: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Identities whose fair share lies between floor and cap, and those that stay at their floor.
+
+    Who would get less than its floor is given the floor; what the others share is less for it, so
+    the level falls and more may come to their floors, but none leaves it.
+    """
+    at_floor_I = np.zeros(len(caps_I), np.bool_)
+    while True:
+        left = budget - int(floors_I[at_floor_I].sum())
+        open_I = ~at_floor_I
+        if left >= caps_I[open_I].sum():
+            return np.zeros_like(open_I), at_floor_I
+        open_I[open_I] = _below_cap(caps_I[open_I], weights_I[open_I], left)
+        left -= int(caps_I[~at_floor_I & ~open_I].sum())
+        low_I = open_I & (left * weights_I < floors_I * int(weights_I[open_I].sum()))
+        if not low_I.any():
+            return open_I, at_floor_I
+        at_floor_I |= low_I
 
 
 def _below_cap(caps_I: I64, weights_I: I64, budget: int) -> npt.NDArray[np.bool_]:

@@ -5,8 +5,8 @@ Shape legend: T = triplets, I = identities, N = rows, n = counters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +14,27 @@ import numpy.typing as npt
 from miner.core.config import SelectionConfig
 from miner.core.guards import GUARD_NAMES
 from miner.core.proposals import OUTSIDE_STRATEGY
+from miner.core.quarantine import Quarantine
 from miner.types import Groups, IdentityTable, Tier
 
-__all__ = ["Exposure", "SelectionReport", "describe_selection", "gini"]
+__all__ = [
+    "Exposure",
+    "Notes",
+    "QuarantineReport",
+    "SelectionReport",
+    "SuspectPair",
+    "describe_selection",
+    "gini",
+]
+
+I64 = npt.NDArray[np.int64]
 
 _HARDNESS_EDGES = np.round(np.linspace(-1.0, 1.0, 41), 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """How unevenly things serve as mined negatives of a round: 0 uses count too.
+    """How unevenly things are used in a round, as anchors or negatives: 0 uses count too.
 
     Attributes:
         min, median, max: Uses of one of them.
@@ -39,6 +50,54 @@ class Exposure:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspectPair:
+    """Two identities that look like one; see :class:`~miner.core.quarantine.Suspicion`."""
+
+    identities: tuple[int, int]
+    num_samples: tuple[int, int]
+    mixing: float
+    num_mutual: int
+    similarity: float
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineReport:
+    """What was done about label noise between identities.
+
+    Attributes:
+        policy: ``off``, ``report`` or ``exclude``.
+        num_tested: Pairs that were looked at.
+        confusion_rate: Share of anchors whose nearest row is of another identity.
+        pairs: Those listed, strongest evidence first.
+    """
+
+    policy: str
+    num_tested: int
+    confusion_rate: float | None
+    pairs: list[SuspectPair]
+
+
+@dataclass(slots=True)
+class Notes:
+    """What selection found out on its way; what is not noted did not happen.
+
+    Attributes:
+        dropped: Candidates removed, by guard and by ``outside_strategy``.
+        shortfalls: Short anchors by the reason.
+        quarantine: The inspection of identities.
+        target_hardness: Of a curriculum.
+        still_violating: Share of the last round's triplets that still violate the margin.
+    """
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    shortfalls: dict[str, int] = field(default_factory=dict)
+    quarantine: Quarantine | None = None
+    target_hardness: float | None = None
+    still_violating: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SelectionReport:
     """Figures of one round; ``dataclasses.asdict`` of it is JSON. None where there is no embedding.
 
@@ -50,6 +109,10 @@ class SelectionReport:
         dropped: Candidates removed, by guard and by ``outside_strategy``, each counted once.
         anchors_short: Anchors that found fewer negatives than a full group has.
         negatives_missing: How many negatives those lack together.
+        shortfalls: The short anchors by the first reason that explains them: too few identities
+            among their ``candidates``, after the ``guards``, within the ``strategy``, or ``caps``.
+        floors_unmet: How many identities and samples are below each configured floor.
+        anchor_exposure: Groups anchored, over the identities with at least two samples.
         identity_exposure: Use of identities as mined negatives, over all identities.
         sample_exposure: Use of rows as mined negatives, over all rows.
         hardness_edges: Edges of the bins of ``s_an - s_ap``; values beyond count in the outer ones.
@@ -57,6 +120,10 @@ class SelectionReport:
         mean_similarity_ap: Mean of ``s_ap`` over triplets.
         mean_similarity_an: Mean of ``s_an`` over triplets.
         violating_fraction: Share of triplets with ``s_an > s_ap - margin``.
+        target_hardness: Of this round, under strategy ``curriculum``.
+        still_violating: Share of the last round's triplets that violate the margin under this
+            round's embeddings, where a curriculum is steered by it.
+        quarantine: Pairs of identities that look like one.
     """
 
     num_anchors: int
@@ -66,6 +133,9 @@ class SelectionReport:
     dropped: dict[str, int]
     anchors_short: int
     negatives_missing: int
+    shortfalls: dict[str, int]
+    floors_unmet: dict[str, int]
+    anchor_exposure: Exposure
     identity_exposure: Exposure
     sample_exposure: Exposure
     hardness_edges: list[float]
@@ -73,23 +143,26 @@ class SelectionReport:
     mean_similarity_ap: float | None
     mean_similarity_an: float | None
     violating_fraction: float | None
+    target_hardness: float | None
+    still_violating: float | None
+    quarantine: QuarantineReport
 
 
 def describe_selection(
     groups: Groups,
     missing_A: npt.NDArray[np.int64],
-    dropped: Mapping[str, int],
     identities: IdentityTable,
     config: SelectionConfig,
+    notes: Notes,
 ) -> SelectionReport:
     """The figures of ``groups``.
 
     Args:
         groups: The round.
         missing_A: [A] int64, negatives that each anchor lacked in the end.
-        dropped: Candidates removed, by name; those not named count as none.
         identities: The catalog's identities.
-        config: For the margin.
+        config: For the margin and the floors.
+        notes: What the selection found out.
 
     Cost: O(T + N log N) time.
     """
@@ -100,22 +173,68 @@ def describe_selection(
     s_ap_T = groups.similarities_ap_T.astype(np.float64)
     s_an_T = groups.similarities_an_T.astype(np.float64)
     known = bool(np.isfinite(s_ap_T).all() and np.isfinite(s_an_T).all())
+    uses_N = np.bincount(negatives_T, minlength=identities.num_rows)
+    uses_I = np.bincount(negative_ids_T, minlength=identities.num_identities)
+    anchored_I = np.bincount(
+        identities.identity_ids_N[groups.row_ids_R[groups.row_offsets_G1[:-1]]],
+        minlength=identities.num_identities,
+    )[identities.sizes_I >= 2]
     hardness_T = np.clip(s_an_T - s_ap_T, -1.0, 1.0) if known else np.empty(0)
     return SelectionReport(
         num_anchors=len(missing_A),
         num_groups=groups.num_groups,
         num_triplets=groups.num_triplets,
         tiers=np.bincount(groups.tiers_T, minlength=len(Tier)).tolist(),
-        dropped={name: int(dropped.get(name, 0)) for name in (*GUARD_NAMES, OUTSIDE_STRATEGY)},
+        dropped={name: notes.dropped[name] for name in (*GUARD_NAMES, OUTSIDE_STRATEGY)},
         anchors_short=int(np.count_nonzero(missing_A)),
         negatives_missing=int(missing_A.sum()),
-        identity_exposure=_expose(np.bincount(negative_ids_T, minlength=identities.num_identities)),
-        sample_exposure=_expose(np.bincount(negatives_T, minlength=identities.num_rows)),
+        shortfalls=notes.shortfalls,
+        floors_unmet=_count_unmet(config, anchored_I, uses_I, uses_N),
+        anchor_exposure=_expose(anchored_I),
+        identity_exposure=_expose(uses_I),
+        sample_exposure=_expose(uses_N),
         hardness_edges=_HARDNESS_EDGES.tolist(),
         hardness_counts=np.histogram(hardness_T, _HARDNESS_EDGES)[0].tolist(),
         mean_similarity_ap=float(s_ap_T.mean()) if known else None,
         mean_similarity_an=float(s_an_T.mean()) if known else None,
         violating_fraction=float((s_an_T > s_ap_T - config.margin).mean()) if known else None,
+        target_hardness=notes.target_hardness,
+        still_violating=notes.still_violating,
+        quarantine=_describe_quarantine(config, notes.quarantine),
+    )
+
+
+def _count_unmet(
+    config: SelectionConfig, anchored_I: I64, uses_I: I64, uses_N: I64
+) -> dict[str, int]:
+    floors = {
+        "min_groups_per_identity": anchored_I,
+        "min_uses_per_identity": uses_I,
+        "min_uses_per_sample": uses_N,
+    }
+    return {
+        name: int(np.count_nonzero(uses_n < getattr(config, name)))
+        for name, uses_n in floors.items()
+        if getattr(config, name)
+    }
+
+
+def _describe_quarantine(config: SelectionConfig, found: Quarantine | None) -> QuarantineReport:
+    policy = config.quarantine.policy
+    if found is None:
+        return QuarantineReport(policy, 0, None, [])
+    listed = found.suspicion
+    pairs = zip(
+        zip(listed.left_Q.tolist(), listed.right_Q.tolist(), strict=True),
+        zip(listed.num_left_Q.tolist(), listed.num_right_Q.tolist(), strict=True),
+        listed.mixing_Q.round(4).tolist(),
+        listed.num_mutual_Q.tolist(),
+        listed.similarity_Q.round(6).tolist(),
+        listed.p_value_Q.tolist(),
+        strict=True,
+    )
+    return QuarantineReport(
+        policy, found.num_tested, found.confusion_rate, [SuspectPair(*pair) for pair in pairs]
     )
 
 

@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RoundSeed", "Stream", "draw_below", "draw_bits", "stream_key"]
+__all__ = ["RoundSeed", "Stream", "draw_below", "draw_bits", "draw_gumbel", "stream_key"]
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -40,6 +40,9 @@ class Stream(IntEnum):
     SPREAD = 8
     ROUND_ORDER = 9
     PLAN_ORDER = 10
+    GUMBEL = 11
+    RANDOM_SLOT = 12
+    SUSPECT_ROWS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,21 @@ def draw_below(bits: U64, bounds: npt.NDArray[np.int64] | int) -> npt.NDArray[np
     """
     scaled: U64 = (bits >> _HALF) * np.asarray(bounds, np.uint64)
     return (scaled >> _HALF).astype(np.int64)
+
+
+def draw_gumbel(
+    key: int, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Standard Gumbel noise for each pair under ``key``; see :func:`draw_bits`.
+
+    Adding it to logarithms of weights and sorting draws without replacement in proportion to the
+    weights.
+
+    Source: Kool et al., Stochastic beams and where to find them (2019), the Gumbel-top-k trick.
+    """
+    uniform_n = ((draw_bits(key, first, second) >> np.uint64(12)) + 0.5) * 2.0**-52
+    noise_n: npt.NDArray[np.float64] = -np.log(-np.log(uniform_n))
+    return noise_n
 
 
 def _philox(key: int, c0: U64, c1: U64, c2: U64, c3: U64) -> U64:

@@ -6,29 +6,49 @@ A = anchors, K = candidates per anchor, M = negatives per anchor, T = triplets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from miner.core.anchors import choose_anchors
-from miner.core.assign import assign
+from miner.core.assign import Caps, assign
 from miner.core.config import SelectionConfig
 from miner.core.deal import Dealer
 from miner.core.groups import Negatives
 from miner.core.ledger import Ledger, Selection
-from miner.core.pool import Anchors, MiningTask
-from miner.core.positives import choose_positives, random_positives
+from miner.core.pairs import IdentityPairs
+from miner.core.pool import Anchors, MiningTask, check_candidates
+from miner.core.positives import choose_positives, guard_similarities, random_positives
 from miner.core.proposals import collect_proposals
+from miner.core.quarantine import inspect_identities
+from miner.core.report import Notes
 from miner.core.rng import RoundSeed
+from miner.core.shortfalls import explain_shortfalls
 from miner.core.similarities import pair_similarities
 from miner.errors import SelectionError
 from miner.types import Candidates, IdentityTable, Tier
 
-__all__ = ["random_groups", "select_groups"]
+__all__ = ["Guidance", "random_groups", "select_groups"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """What a selection takes over from earlier rounds.
+
+    Attributes:
+        suspects: Pairs of identities to test for label noise whether or not they stand out.
+        target_hardness: Of strategy ``curriculum``; None for the start of its schedule.
+        still_violating: What the target was steered by, for the report.
+    """
+
+    suspects: IdentityPairs
+    target_hardness: float | None = None
+    still_violating: float | None = None
 
 
 def select_groups(  # noqa: PLR0913 - what the result is a function of
@@ -39,6 +59,7 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
     *,
     seed: int,
     round_id: int,
+    guidance: Guidance | None = None,
 ) -> Selection:
     """Choose positives and negatives for the anchors of ``candidates``, and fill groups up.
 
@@ -48,6 +69,16 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
     all tiers. Within a tier negatives are assigned as :func:`~miner.core.assign.assign` says; a
     later tier takes nothing from an earlier one. With strategy ``random`` this is
     :func:`random_groups`, and the candidates are not looked at.
+
+    Pairs of identities that :func:`~miner.core.quarantine.inspect_identities` lists are in the
+    report, and under policy ``exclude`` never each other's negatives, in any tier.
+
+    Floors come first: negatives are assigned as if each sample, then each identity, could be used
+    no more often than its floor says; what anchors still need is assigned up to the caps. So who
+    stays below its floor is not wanted by any anchor that has room for it.
+
+    Each of an anchor's M negatives is with probability ``random_fraction`` not mined but a random
+    other identity.
 
     An anchor that the strategy leaves with fewer than M negatives is short. By ``config.underfill``
 
@@ -63,6 +94,7 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
         config: Everything about the selection.
         seed: The round log's seed.
         round_id: The round.
+        guidance: What earlier rounds left; None: nothing.
 
     Raises:
         SelectionError: If the candidates do not fit the catalog, a similarity is not finite, an
@@ -74,22 +106,20 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
     if config.strategy == "random":
         return random_groups(identities, config, seed=seed, round_id=round_id)
     _require_fit(candidates, embeddings_ND, identities)
-    places_A = np.argsort(candidates.anchor_ids_A, kind="stable")
-    ids_A = candidates.anchor_ids_A[places_A]
-    positives_A, similarities_ap_A = choose_positives(
-        embeddings_ND, identities, ids_A, config, seed=seed, round_id=round_id
-    )
-    identities_A = identities.identity_ids_N[ids_A]
-    anchors = Anchors(ids_A, identities_A, positives_A, similarities_ap_A, places_A)
     keys = RoundSeed(seed, round_id)
-    task = MiningTask(candidates, embeddings_ND, identities, config, keys, anchors)
+    anchors = _anchors(candidates, embeddings_ND, identities, config, keys)
+    apart = IdentityPairs.none(identities.num_identities)
+    task = MiningTask(candidates, embeddings_ND, identities, config, keys, anchors, apart)
+    task, notes = _guided(task, guidance or Guidance(apart))
     ledger = Ledger(anchors, identities, config, keys)
-    dropped = _mine(task, ledger, Tier.STRATEGY)
+    for caps in ledger.floors():
+        _mine(task, ledger, Tier.STRATEGY, caps)
+    notes.dropped = _mine(task, ledger, Tier.STRATEGY, ledger.caps())
     if config.underfill != "drop":
-        _mine(task, ledger, Tier.RELAXED)
-    if config.underfill == "random":
-        _deal(ledger, embeddings_ND)
-    return ledger.close(dropped)
+        _mine(task, ledger, Tier.RELAXED, ledger.caps())
+    notes.shortfalls = explain_shortfalls(task, ledger)
+    _deal(ledger, task.apart, embeddings_ND)
+    return ledger.close(notes)
 
 
 def random_groups(
@@ -110,22 +140,72 @@ def random_groups(
     ids_A = np.sort(choose_anchors(identities, config, seed=seed, round_id=round_id))
     positives_A = random_positives(identities, ids_A, seed=seed, round_id=round_id)
     unknown_A = np.full(len(ids_A), np.nan, np.float32)
+    places_A = np.arange(len(ids_A))
     anchors = Anchors(
-        ids_A, identities.identity_ids_N[ids_A], positives_A, unknown_A, np.arange(len(ids_A))
+        ids_A, identities.identity_ids_N[ids_A], positives_A, unknown_A, unknown_A, places_A
     )
     ledger = Ledger(anchors, identities, config, RoundSeed(seed, round_id))
-    _deal(ledger, None)
-    return ledger.close({})
+    ledger.random_slots_A[:] = config.negatives_per_group
+    _deal(ledger, IdentityPairs.none(identities.num_identities), None)
+    return ledger.close(Notes())
 
 
-def _mine(task: MiningTask, ledger: Ledger, tier: Tier) -> Mapping[str, int]:
-    """Assign candidates to the anchors that are short; returns what guards and strategy removed."""
-    short = np.flatnonzero(ledger.count_missing())
-    if not len(short):
-        return {}
-    proposals, dropped = collect_proposals(task, short, tier, ledger.held_AM)
-    s_ap_A = task.anchors.similarities_ap_A
-    accepted = assign(proposals, ledger.count_missing(), s_ap_A, ledger.caps())
+def _anchors(
+    candidates: Candidates,
+    embeddings_ND: F32,
+    identities: IdentityTable,
+    config: SelectionConfig,
+    keys: RoundSeed,
+) -> Anchors:
+    """The anchors in ascending order, with their positives."""
+    places_A = np.argsort(candidates.anchor_ids_A, kind="stable")
+    ids_A = candidates.anchor_ids_A[places_A]
+    positives_A, s_ap_A = choose_positives(
+        embeddings_ND, identities, ids_A, config, seed=keys.seed, round_id=keys.round_id
+    )
+    guard_s_ap_A, rule = s_ap_A, config.guard_positive
+    if rule != "chosen" and (config.absolute_margin, config.relative_margin) != (None, None):
+        guard_s_ap_A = guard_similarities(embeddings_ND, identities, ids_A, rule)
+    identities_A = identities.identity_ids_N[ids_A]
+    return Anchors(ids_A, identities_A, positives_A, s_ap_A, guard_s_ap_A, places_A)
+
+
+def _guided(task: MiningTask, guidance: Guidance) -> tuple[MiningTask, Notes]:
+    """What is known before the first candidate is judged: who is kept apart, what is aimed at."""
+    notes, config = Notes(), task.config
+    if config.quarantine.policy != "off":
+        s_ap_A = np.empty_like(task.anchors.similarities_ap_A)
+        s_ap_A[task.anchors.places_A] = task.anchors.similarities_ap_A
+        notes.quarantine = inspect_identities(
+            task.candidates,
+            s_ap_A,
+            task.embeddings_ND,
+            task.identities,
+            config=config.quarantine,
+            known=guidance.suspects,
+            seed=task.keys.seed,
+        )
+        if config.quarantine.policy == "exclude":
+            listed = notes.quarantine.suspicion
+            num_identities = task.identities.num_identities
+            apart = IdentityPairs.of(listed.left_Q, listed.right_Q, num_identities)
+            task = replace(task, apart=apart)
+    if config.strategy == "curriculum":
+        target = guidance.target_hardness
+        notes.target_hardness = config.curriculum.start if target is None else target
+        notes.still_violating = guidance.still_violating
+        task = replace(task, target_hardness=notes.target_hardness)
+    return task, notes
+
+
+def _mine(task: MiningTask, ledger: Ledger, tier: Tier, caps: Caps) -> Counter[str]:
+    """Assign candidates to the anchors that need some; returns what guards and strategy removed."""
+    demands_A = ledger.demands()
+    needy = np.flatnonzero(demands_A)
+    if not len(needy):
+        return Counter()
+    proposals, dropped = collect_proposals(task, needy, tier, ledger.held_AM)
+    accepted = assign(proposals, demands_A, task.anchors.similarities_ap_A, caps)
     ledger.give(
         Negatives(
             anchors_T=np.searchsorted(proposals.offsets_A1, accepted, side="right") - 1,
@@ -137,10 +217,14 @@ def _mine(task: MiningTask, ledger: Ledger, tier: Tier) -> Mapping[str, int]:
     return dropped
 
 
-def _deal(ledger: Ledger, embeddings_ND: F32 | None) -> None:
-    """Give random identities to the anchors that are short."""
-    dealer = Dealer(ledger.identities, ledger.config, ledger.keys, ledger.anchors)
-    anchors_T, rows_T = dealer.deal(ledger.held_AM, ledger.uses_N)
+def _deal(ledger: Ledger, apart: IdentityPairs, embeddings_ND: F32 | None) -> None:
+    """Give random identities to the slots that are for them, or to all that are empty."""
+    fill_all = ledger.config.underfill == "random"
+    needs_A = ledger.count_missing() if fill_all else ledger.random_slots_A
+    if not needs_A.any():
+        return
+    dealer = Dealer(ledger.identities, ledger.config, ledger.keys, ledger.anchors, apart)
+    anchors_T, rows_T = dealer.deal(ledger.held_AM, needs_A, ledger.uses_N)
     anchor_ids_T = ledger.anchors.ids_A[anchors_T]
     if embeddings_ND is None:
         similarities_T = np.full(len(rows_T), np.nan, np.float32)
@@ -169,6 +253,7 @@ def _require_fit(candidates: Candidates, embeddings_ND: F32, identities: Identit
             f"embeddings of shape {embeddings_ND.shape} do not fit a catalog of {num_rows} rows; "
             "use the snapshot of this catalog"
         )
+    check_candidates(candidates, num_rows)
     if not num_anchors:
         raise SelectionError("there are no anchors, so no group can be made; choose anchors first")
     ids_A = candidates.anchor_ids_A

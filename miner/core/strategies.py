@@ -1,6 +1,7 @@
 """How an anchor prefers its candidates: which belong to the strategy, and in which order.
 
-Pure NumPy. Shape legend: E = entries of a pool (see :class:`~miner.core.pool.Pool`).
+Pure NumPy. Shape legend: E = entries of a pool (see :class:`~miner.core.pool.Pool`),
+D = dimensions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from miner.core.ordering import stable_order
 from miner.core.pool import MiningTask, Pool
 from miner.core.ragged import rank_in_runs
-from miner.core.rng import Stream, draw_bits
+from miner.core.rng import Stream, draw_bits, draw_gumbel
 
 __all__ = ["Preference", "identity_groups", "prefer"]
 
@@ -44,11 +45,21 @@ def prefer(task: MiningTask, pool: Pool) -> Preference:
     - ``rank_window``: identities are ranked by their nearest remaining row; those of rank
       ``window_start`` up to, not including, ``window_stop``, in random order, the rows of each
       nearest first. Outside, ranks nearest to the window come first.
+    - ``distance_weighted``: candidates up to ``distance_limit`` away, drawn without replacement
+      with weights ``1 / q(d)``, where ``q`` is the density of distances ``d = sqrt(2 - 2 s_an)``
+      between random points of the sphere; distances below ``distance_cutoff`` weigh like it.
+    - ``simans``: everything, drawn without replacement with weights
+      ``exp(-a (s_an - s_ap - b)^2)``: neither too hard nor too easy.
+    - ``curriculum``: hardness within ``margin`` of the round's target, nearest to it first.
 
-    Guarantee: the order of an anchor's candidates depends on that anchor's candidates only.
+    Guarantee: the order of an anchor's candidates depends on that anchor's candidates only; a
+    random draw only on (seed, round, anchor, candidate).
 
     Cost: O(E log E) time.
-    Source: Schroff et al., FaceNet (2015), for semi-hard negatives.
+    Source: Schroff et al., FaceNet (2015), for semi-hard negatives; Xiong et al., ANCE (2021), for
+        windows of global ranks; Wu et al., Sampling matters in deep embedding learning (2017), for
+        distance weights; Zhou et al., SimANS (2022); Harwood et al., Smart mining (2017), for a
+        hardness that moves with the training.
     """
     return _STRATEGIES[task.config.strategy](task, pool)
 
@@ -96,6 +107,45 @@ def _rank_window(task: MiningTask, pool: Pool) -> Preference:
     return Preference(in_band_E, keys_E)
 
 
+def _distance_weighted(task: MiningTask, pool: Pool) -> Preference:
+    config, dim = task.config, task.embeddings_ND.shape[1]
+    squared_E = np.maximum(2.0 - 2.0 * pool.similarities_E.astype(np.float64), 0.0)
+    in_band_E = squared_E <= config.distance_limit**2
+    # Up to 4 - 1e-9: opposite points would weigh infinitely much.
+    clamped_E = np.clip(squared_E, config.distance_cutoff**2, 4.0 - 1e-9)
+    log_density_E = 0.5 * (dim - 2) * np.log(clamped_E) + 0.5 * (dim - 3) * np.log1p(
+        -0.25 * clamped_E
+    )
+    return Preference(in_band_E, _drawn(task, pool, in_band_E, -log_density_E, squared_E))
+
+
+def _simans(task: MiningTask, pool: Pool) -> Preference:
+    everything_E = np.ones(len(pool.rows_E), np.bool_)
+    off_E = pool.hardness_E.astype(np.float64) - task.config.simans_offset
+    log_weights_E = -task.config.simans_sharpness * off_E**2
+    return Preference(everything_E, _drawn(task, pool, everything_E, log_weights_E, log_weights_E))
+
+
+def _drawn(
+    task: MiningTask,
+    pool: Pool,
+    in_band_E: npt.NDArray[np.bool_],
+    log_weights_E: npt.NDArray[np.float64],
+    outside_E: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Keys that put the band in random order by weight, and the rest in the order of outside."""
+    keys_E = outside_E.copy()
+    anchors, rows = task.anchors.ids_A[pool.anchors_E[in_band_E]], pool.rows_E[in_band_E]
+    noise = draw_gumbel(task.keys.key(Stream.GUMBEL), anchors, rows)
+    keys_E[in_band_E] = -(log_weights_E[in_band_E] + noise)
+    return keys_E
+
+
+def _curriculum(task: MiningTask, pool: Pool) -> Preference:
+    off_E = np.abs(pool.hardness_E - np.float32(task.target_hardness))
+    return Preference(off_E <= task.config.margin, off_E.astype(np.float64))
+
+
 def _identity_ranks(pool: Pool) -> tuple[I64, I64]:
     """For each entry the nearest entry of its identity, and that identity's rank for the anchor."""
     order_E, position_E = identity_groups(pool)
@@ -112,4 +162,7 @@ _STRATEGIES: dict[str, Callable[[MiningTask, Pool], Preference]] = {
     "hardest": _hardest,
     "semi_hard": _semi_hard,
     "rank_window": _rank_window,
+    "distance_weighted": _distance_weighted,
+    "simans": _simans,
+    "curriculum": _curriculum,
 }

@@ -1,5 +1,7 @@
 """Random negatives: caps, evenness, distinctness."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from miner.core import SelectionConfig
 from miner.core.deal import Dealer
+from miner.core.pairs import IdentityPairs
 from miner.core.pool import Anchors
 from miner.core.rng import RoundSeed
 from miner.types import IdentityTable
@@ -16,14 +19,16 @@ from tests.miner.core.selection_oracles import make_world
 def make_dealer(table, anchor_ids, **changes):
     ids = np.sort(np.asarray(anchor_ids, np.int64))
     nothing = np.zeros(len(ids), np.float32)
-    anchors = Anchors(ids, table.identity_ids_N[ids], ids, nothing, np.arange(len(ids)))
-    return Dealer(table, SelectionConfig(strategy="random", **changes), RoundSeed(3, 1), anchors)
+    anchors = Anchors(ids, table.identity_ids_N[ids], ids, nothing, nothing, np.arange(len(ids)))
+    config = SelectionConfig(strategy="random", **changes)
+    return Dealer(table, config, RoundSeed(3, 1), anchors, IdentityPairs.none(table.num_identities))
 
 
 def deal_to_empty(dealer):
     num_negatives = dealer.config.negatives_per_group
     held = np.full((len(dealer.anchors.ids_A), num_negatives), -1, np.int32)
-    return dealer.deal(held, np.zeros(dealer.identities.num_rows, np.int64))
+    needs = np.full(len(held), num_negatives)
+    return dealer.deal(held, needs, np.zeros(dealer.identities.num_rows, np.int64))
 
 
 cap = st.one_of(st.none(), st.integers(1, 4))
@@ -61,7 +66,7 @@ def test_dealing_keeps_caps_and_gives_all_that_can_be_given(
         if identity != own[a] and uses[row] < (sample_cap or 99) and used < (identity_cap or 99):
             held[a, 0] = identity
             uses[row] += 1
-    anchors_T, rows_T = dealer.deal(held, uses)
+    anchors_T, rows_T = dealer.deal(held, (held < 0).sum(1), uses)
     held_after = [[int(i) for i in row if i >= 0] for row in held]
     for a, row in zip(anchors_T, rows_T, strict=True):
         held_after[a].append(int(table.identity_ids_N[row]))
@@ -93,7 +98,7 @@ def test_rows_in_use_already_are_spared_within_their_identity():
     table = IdentityTable.from_ids(np.array([0, 0, 0, 1, 1, 1], np.int32))
     dealer = make_dealer(table, [3, 4, 5], identities_per_group=2)
     held = np.array([[-1], [0], [-1]], np.int32)
-    anchors_T, rows_T = dealer.deal(held, np.array([0, 1, 0, 0, 0, 0]))
+    anchors_T, rows_T = dealer.deal(held, (held < 0).sum(1), np.array([0, 1, 0, 0, 0, 0]))
     assert sorted(anchors_T.tolist()) == [0, 2]
     assert sorted(rows_T.tolist()) == [0, 2]
 
@@ -124,7 +129,7 @@ def test_an_anchor_gets_each_other_identity_equally_often(identity):
     counts = np.zeros(5, np.int64)
     for round_id in range(800):
         dealer = make_dealer(table, [anchor], identities_per_group=2)
-        dealer = Dealer(table, dealer.config, RoundSeed(3, round_id), dealer.anchors)
+        dealer = replace(dealer, keys=RoundSeed(3, round_id))
         _, rows_T = deal_to_empty(dealer)
         counts[table.identity_ids_N[rows_T]] += 1
     assert abs(counts[identity] - 200) < 60

@@ -24,6 +24,7 @@ def make_anchors(table, ids, rng):
         table.identity_ids_N[ids],
         np.array(positives, np.int64),
         similarities,
+        similarities,
         np.arange(len(ids)),
     )
 

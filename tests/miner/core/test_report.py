@@ -1,12 +1,14 @@
 """The figures of a round."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from miner.core import SelectionConfig
-from miner.core.report import describe_selection, gini
+from miner.core.report import Notes, describe_selection, gini
 from miner.types import Groups, IdentityTable
 
 
@@ -31,9 +33,9 @@ def test_the_figures_of_a_small_round_are_those_counted_by_hand():
         tiers_T=np.array([0, 1, 0], np.uint8),
         triplet_offsets_G1=np.array([0, 2, 3]),
     )
-    dropped = {"max_similarity": 7}
+    notes = Notes(dropped=Counter({"max_similarity": 7}))
     config = SelectionConfig(margin=0.3)
-    report = describe_selection(groups, np.array([0, 2, 3]), dropped, table, config)
+    report = describe_selection(groups, np.array([0, 2, 3]), table, config, notes)
     assert (report.num_anchors, report.num_groups, report.num_triplets) == (3, 2, 3)
     assert (report.anchors_short, report.negatives_missing) == (2, 5)
     assert report.tiers == [2, 1, 0]
