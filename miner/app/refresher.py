@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from miner.app.accepted import AcceptedWeights
+from miner.app.history import read_history
 from miner.config import MinerConfig
-from miner.core import Selection, choose_anchors, random_groups, select_groups
+from miner.core import Selection, mine_round, random_groups
 from miner.data import Catalog
 from miner.errors import NotReadyError
 from miner.rounds import RoundDraft, RoundManifest, RoundWriter
 from miner.serving.backend import Phase, RefreshState
+from miner.types import Candidates
 from miner.workers.embed import EmbedPool
 from miner.workers.search import SearchRequest, search_snapshot
-from miner.workers.snapshot import SnapshotStore
+from miner.workers.snapshot import SnapshotKey, SnapshotStore
 
 __all__ = ["Refresher"]
 
@@ -65,6 +69,7 @@ class Refresher:
     is_stopping: Callable[[], bool] = lambda: False
     _state: RefreshState = field(default_factory=RefreshState)
     _phases_s: dict[str, float] = field(default_factory=dict)
+    _entered_s: float = 0.0
     _shown_s: float = 0.0
 
     @property
@@ -101,53 +106,56 @@ class Refresher:
         draws = {"seed": config.seed, "round_id": self.writer.next_round_id}
         is_warm = weights is not None and weights.step >= config.refresh.warmup_steps
         if weights is None or not is_warm or config.selection.strategy == RANDOM:
-            with self._phase("selecting", len(identities.sizes_I), "identities"):
-                is_warm_up = config.selection.strategy != RANDOM
-                groups = random_groups(identities, config.selection, **draws)
-                return Mined(groups, RANDOM, is_warm_up)
-        with self._phase("embedding", identities.num_rows, "rows"):
-            key = self.pool.key(weights.sha256)
-            self.pool.embed(key, weights.uri, self._progress)
-        anchor_ids_A = choose_anchors(identities, config.selection, **draws)
-        with self._phase("searching", len(anchor_ids_A), "anchors"):
-            num_candidates = config.selection.num_candidates
-            root = self.snapshots.root.absolute()
-            request = SearchRequest(root, key, identities, anchor_ids_A, num_candidates)
-            found = search_snapshot(request, config.index, config.workers)
-        with self._phase("selecting", len(anchor_ids_A), "anchors"):
-            embeddings_ND = self.snapshots.open(key)
-            selection = select_groups(
-                found.candidates, embeddings_ND, identities, config.selection, **draws
-            )
-        return Mined(selection, config.selection.strategy, index=dict(found.index))
+            self._enter("selecting", len(identities.sizes_I), "identities")
+            is_warm_up = config.selection.strategy != RANDOM
+            groups = random_groups(identities, config.selection, **draws)
+            return Mined(groups, RANDOM, is_warm_up)
+        self._enter("embedding", identities.num_rows, "rows")
+        key = self.pool.key(weights.sha256)
+        self.pool.embed(key, weights.uri, self._progress)
+        history = read_history(
+            self.writer.log,
+            config.selection,
+            dataset_fingerprint=self.catalog.fingerprint,
+            model_step=weights.step,
+        )
+        search = _Search(self, key)
+        selection = mine_round(
+            search, self.snapshots.open(key), identities, config.selection, **draws, history=history
+        )
+        return Mined(selection, config.selection.strategy, index=search.index)
 
     def _seal(self, mined: Mined, weights: AcceptedWeights | None) -> RoundManifest:
-        with self._phase("sealing", mined.selection.groups.num_groups, "groups"):
-            draft = RoundDraft(
-                model_step=weights.step if weights else 0,
-                weights_sha256=weights.sha256 if weights and mined.strategy != RANDOM else "",
-                warmup_steps=self.config.refresh.warmup_steps if mined.is_warm_up else None,
-                dataset_fingerprint=self.catalog.fingerprint,
-                strategy=mined.strategy,
-                config=self.config.selection.model_dump(mode="json"),
-                seed=self.config.seed,
-                index=mined.index,
-                recall=None,  # flat search is exact
-                selection=asdict(mined.selection.report),
-                phases_s=self._phases_s,
-                created_unix_s=time.time(),
-            )
-            return self.writer.seal(mined.selection.groups, draft)
+        self._enter("sealing", mined.selection.groups.num_groups, "groups")
+        draft = RoundDraft(
+            model_step=weights.step if weights else 0,
+            weights_sha256=weights.sha256 if weights and mined.strategy != RANDOM else "",
+            warmup_steps=self.config.refresh.warmup_steps if mined.is_warm_up else None,
+            dataset_fingerprint=self.catalog.fingerprint,
+            strategy=mined.strategy,
+            config=self.config.selection.model_dump(mode="json"),
+            seed=self.config.seed,
+            index=mined.index,
+            recall=None,  # flat search is exact
+            selection=asdict(mined.selection.report),
+            phases_s=self._phases_s,
+            created_unix_s=time.time(),
+        )
+        return self.writer.seal(mined.selection.groups, draft)
 
-    @contextmanager
-    def _phase(self, phase: Phase, total: int, unit: str) -> Iterator[None]:
-        """Show the phase, and note its seconds."""
+    def _enter(self, phase: Phase, total: int, unit: str) -> None:
+        """Show the phase; the one before it has ended, and its seconds are noted."""
         self._go_on()
-        started_s = time.monotonic()
+        self._leave()
         self._state = replace(self._state, phase=phase, done=0, total=total, unit=unit)
         self.show(self._state)
-        yield
-        self._phases_s[phase] = round(time.monotonic() - started_s, 3)
+
+    def _leave(self) -> None:
+        now_s, phase = time.monotonic(), self._state.phase
+        if phase != "idle":
+            passed_s = self._phases_s.get(phase, 0.0) + now_s - self._entered_s
+            self._phases_s[phase] = round(passed_s, 3)
+        self._entered_s = now_s
 
     def _progress(self, done: int, total: int) -> None:
         self._go_on()
@@ -162,8 +170,28 @@ class Refresher:
             raise NotReadyError("the service is stopping; what is embedded is kept for next time")
 
     def _finish(self, started_s: float, **changes: Any) -> None:
+        self._leave()
         busy_s = self._state.busy_s + time.monotonic() - started_s
         self._state = replace(
             self._state, phase="idle", done=0, total=0, unit="", busy_s=busy_s, **changes
         )
         self.show(self._state)
+
+
+@dataclass(slots=True)
+class _Search:
+    """Searches a snapshot on the cluster, as a phase of the refresh; selecting comes after it."""
+
+    refresher: Refresher
+    key: SnapshotKey
+    index: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, anchor_ids_A: npt.NDArray[np.int64], num_candidates: int) -> Candidates:
+        refresher, config = self.refresher, self.refresher.config
+        refresher._enter("searching", len(anchor_ids_A), "anchors")
+        root, identities = refresher.snapshots.root.absolute(), refresher.catalog.identities
+        request = SearchRequest(root, self.key, identities, anchor_ids_A, num_candidates)
+        found = search_snapshot(request, config.index, config.workers)
+        self.index = dict(found.index)
+        refresher._enter("selecting", len(anchor_ids_A), "anchors")
+        return found.candidates

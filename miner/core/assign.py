@@ -182,7 +182,7 @@ class _CappedNegatives:
         """Which of all entries to some identities are kept; hardest first within an identity."""
         kept = np.ones(len(entries), np.bool_)
         if self._caps.rows_N is not None:
-            rows = self._proposals.rows_P[entries]
+            rows = self._proposals.rows_P[entries].astype(np.int64)
             by_row = stable_order(rows)
             room = self._caps.rows_N[rows[by_row]] - rank_in_runs(rows[by_row])
             kept[by_row] = room > 0

@@ -6,72 +6,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from miner.core.config_parts import CurriculumConfig, QuarantineConfig
+
 __all__ = ["CurriculumConfig", "QuarantineConfig", "SelectionConfig"]
-
-
-class QuarantineConfig(BaseModel):
-    """When two identities are taken for one, or for copies of one another."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    policy: Literal["off", "report", "exclude"] = Field(
-        "exclude", description="Whether suspected pairs are looked for, listed, kept apart."
-    )
-    """The pairs that pass the test are label noise or copies: as negatives they only do harm."""
-
-    min_mixing: float = Field(
-        0.8,
-        gt=0.0,
-        le=2.0,
-        description="Least share of nearest neighbours across the pair, as a multiple of the share "
-        "that is expected if both identities are one.",
-    )
-    """1 is what one identity cut in two at random shows; copies show more, neighbours far less."""
-
-    max_p_value: float = Field(
-        1e-3,
-        gt=0.0,
-        lt=1.0,
-        description="Highest chance, over all pairs looked at, of so much mixing between different "
-        "identities.",
-    )
-    """At most one false alarm in a thousand rounds."""
-
-    max_rows: int = Field(
-        64, ge=4, le=4096, description="Most rows of an identity that the test looks at."
-    )
-    """Bounds the test of two big identities; its power hardly grows beyond."""
-
-
-class CurriculumConfig(BaseModel):
-    """The target hardness ``s_an - s_ap`` of strategy ``curriculum``, and what moves it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    start: float = Field(-0.2, ge=-2.0, le=2.0, description="Target hardness at step 0.")
-    """The easy end of the semi-hard band."""
-
-    end: float = Field(0.0, ge=-2.0, le=2.0, description="Target hardness from `steps` on.")
-    """The hard end of the semi-hard band."""
-
-    steps: int = Field(
-        1000, ge=1, description="Model steps over which the target goes from start to end."
-    )
-    """The length of a short training."""
-
-    violating_fraction: float | None = Field(
-        None,
-        gt=0.0,
-        lt=1.0,
-        description="Steer instead: the share of the last round's triplets that should still "
-        "violate the margin. None: by the step.",
-    )
-    """Off: steering needs two mined rounds before it can act."""
-
-    gain: float = Field(
-        0.25, gt=0.0, le=4.0, description="Change of the target per unit of violating fraction."
-    )
-    """A fraction that is off by 0.4 moves the target by half a margin of 0.2."""
 
 
 class SelectionConfig(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +26,8 @@ OUTSIDE_STRATEGY = "outside_strategy"
 """The name under which candidates are counted that pass all guards but not the strategy."""
 
 I64 = npt.NDArray[np.int64]
-_Columns = tuple[
-    I64,
-    npt.NDArray[np.int32],
-    npt.NDArray[np.float32],
-    npt.NDArray[np.int32],
-    npt.NDArray[np.bool_],
-]
+Ints = npt.NDArray[np.signedinteger[Any]]
+_Columns = tuple[Ints, npt.NDArray[np.int32], npt.NDArray[np.float32], Ints, npt.NDArray[np.bool_]]
 """The columns of :class:`Proposals` after the offsets, for one block."""
 
 
@@ -41,19 +37,19 @@ class Proposals:
 
     Attributes:
         offsets_A1: [A+1] int64; anchor ``a`` owns proposals ``offsets_A1[a]:offsets_A1[a + 1]``.
-        rows_P: [P] int64 row ids, each anchor's most preferred first.
+        rows_P: [P] row ids, each anchor's most preferred first; int32 where the catalog allows.
         identities_P: [P] int32.
         similarities_P: [P] float32.
-        steps_P: [P] int32, how far on the same anchor's next proposal to the same identity is;
-            0 if there is none.
+        steps_P: [P] int16 or int32, how far on the same anchor's next proposal to the same identity
+            is; 0 if there is none.
         leads_P: [P] bool, whether it is the anchor's first proposal to its identity.
     """
 
     offsets_A1: I64
-    rows_P: I64
+    rows_P: Ints
     identities_P: npt.NDArray[np.int32]
     similarities_P: npt.NDArray[np.float32]
-    steps_P: npt.NDArray[np.int32]
+    steps_P: Ints
     leads_P: npt.NDArray[np.bool_]
 
 
@@ -86,7 +82,7 @@ def collect_proposals(
         counts.update(dropped)
         counts[OUTSIDE_STRATEGY] += num_outside
         np.add.at(counts_A, pool.anchors_E, 1)
-        blocks.append(_with_links(pool))
+        blocks.append(_with_links(task, pool))
     offsets_A1 = np.concatenate(([0], np.cumsum(counts_A))).astype(np.int64)
     columns = [list(column) for column in zip(*blocks, strict=True)]
     del blocks
@@ -126,12 +122,19 @@ def _enough_without_caps(pool: Pool, num_negatives: int) -> npt.NDArray[np.bool_
     return enough_E
 
 
-def _with_links(pool: Pool) -> _Columns:
-    """A block's columns, with links between the proposals of one anchor to one identity."""
+def _with_links(task: MiningTask, pool: Pool) -> _Columns:
+    """A block's columns, with links between the proposals of one anchor to one identity.
+
+    All lists together are the largest thing in a selection: numbers take the least they need.
+    """
     order_E, position_E = identity_groups(pool)
-    steps_E = np.zeros(len(order_E), np.int32)
+    num_candidates, num_rows = task.candidates.row_ids_AK.shape[1], task.identities.num_rows
+    steps_E: Ints = np.zeros(len(order_E), np.int32)
     follows = np.flatnonzero(position_E)
     steps_E[order_E[follows - 1]] = order_E[follows] - order_E[follows - 1]
     leads_E = np.zeros(len(order_E), np.bool_)
     leads_E[order_E] = position_E == 0
-    return pool.rows_E, pool.identities_E, pool.similarities_E, steps_E, leads_E
+    if num_candidates < 1 << 15:
+        steps_E = steps_E.astype(np.int16)
+    rows_E: Ints = pool.rows_E.astype(np.int32) if num_rows < 1 << 31 else pool.rows_E
+    return rows_E, pool.identities_E, pool.similarities_E, steps_E, leads_E

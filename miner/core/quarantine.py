@@ -13,8 +13,7 @@ D = dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,57 +21,21 @@ import numpy.typing as npt
 from miner.core.config import QuarantineConfig
 from miner.core.pairs import IdentityPairs
 from miner.core.positives import guard_similarities
-from miner.core.ragged import bounded_blocks, ragged_arange
+from miner.core.ragged import ragged_arange
 from miner.core.rng import Stream, draw_bits, stream_key
+from miner.core.suspicion import TIE, Suspicion, compare_pairs, no_suspicion
 from miner.types import Candidates, IdentityTable
 
-__all__ = ["Quarantine", "Suspicion", "inspect_identities"]
+__all__ = ["Quarantine", "inspect_identities"]
 
 _COLUMNS = 16
 """Candidates per anchor in which suspects are looked for: nearer ones than all its own samples."""
 _MAX_PAIRS = 1 << 15
 _MAX_OWN = 1 << 12
-_BLOCK_FLOATS = 1 << 21
-_TIE = np.float32(1e-6)
-"""Rounding of a similarity in float32: what differs by less is equally near."""
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Suspicion:
-    """The evidence against pairs of identities, in columns, strongest first.
-
-    Attributes:
-        left_Q, right_Q: [Q] int64 identities, ``left < right``.
-        num_left_Q, num_right_Q: [Q] int64 samples of each that were looked at.
-        mixing_Q: [Q] float64, share of these samples whose nearest one is of the other identity,
-            as a multiple of the share that one identity cut in two would show.
-        num_mutual_Q: [Q] int64, samples of the left identity that are nearest to a sample of the
-            right one, and it to them.
-        similarity_Q: [Q] float64, mean similarity of samples to their nearest of the other
-            identity.
-        p_value_Q: [Q] float64, bound on the chance that different identities mix as much, over all
-            pairs looked at.
-    """
-
-    left_Q: I64
-    right_Q: I64
-    num_left_Q: I64
-    num_right_Q: I64
-    mixing_Q: F64
-    num_mutual_Q: I64
-    similarity_Q: F64
-    p_value_Q: F64
-
-    def __len__(self) -> int:
-        return len(self.left_Q)
-
-    def take(self, chosen: npt.NDArray[np.bool_] | I64) -> Suspicion:
-        """The pairs under a mask, or at the given positions in that order."""
-        return Suspicion(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +45,7 @@ class Quarantine:
     Attributes:
         suspicion: The pairs that passed the test.
         num_tested: Pairs that were looked at.
-        confusion_rate: Share of anchors whose nearest row is of another identity: how often
-            different identities mix in this embedding.
+        confusion_rate: Share of anchors whose nearest row is of another identity.
     """
 
     suspicion: Suspicion
@@ -105,18 +67,25 @@ def inspect_identities(  # noqa: PLR0913 - what the result is a function of
 
     A pair is suspected if an anchor of one has a row of the other nearer than all samples of its
     own, or if it is ``known`` from an earlier round. It is tested on up to ``max_rows`` samples of
-    each: T of the n = n_i + n_j samples have their nearest one (ties count in part) across. It is
-    listed if
+    each, n = n_i + n_j in all, and listed for one of two reasons.
 
-    - ``T / (2 n_i n_j / (n - 1))`` is at least ``min_mixing``: the denominator is the expected T of
-      one identity cut in two at random;
+    Copies: of the identity with fewer samples a share of ``min_copied`` has a sample of the other
+    that is similar by ``copy_similarity``, and as many of the other have one of it.
+
+    Mixed: T of the n samples have their nearest one (ties count in part) across, and
+
+    - ``T / (2 n_i n_j / (n - 1))`` is within ``mixing_tolerance`` of 1: the denominator is the
+      expected T of one identity cut in two at random;
     - at least one sample of each is the other's nearest (they are mutual neighbours);
-    - the chance of T or more such samples among n, each with probability ``confusion_rate``, times
-      the number of pairs tested, is at most ``max_p_value``.
+    - T or more of n samples are far above chance, which is the share of all anchors that have such
+      a neighbour, the confusion rate: the binomial tail is so small that at most a share of
+      ``max_false_share`` of the pairs listed is expected to be there by chance. So an embedding
+      that confuses many identities gives little evidence.
 
     Guarantee: a pure function of the *set* of anchors and the other arguments. At most 2**15 pairs
-    are tested, those that most anchors point to. Anchors of identities with more than 4096 samples
-    point to none (their own samples are too many to compare with), but others may point to these.
+    are tested, those to which the largest shares of their samples point. Anchors of identities with
+    more than 4096 samples point to none (their own samples are too many to compare with), but
+    others may point to these.
 
     Args:
         candidates: [A, K] nearest rows of other identities.
@@ -130,22 +99,23 @@ def inspect_identities(  # noqa: PLR0913 - what the result is a function of
 
     Cost: O(A (n_i + C)) products for the anchors that look suspicious, O(Q W^2 D) for the test.
     Source: Schilling, Multivariate two-sample tests based on nearest neighbors (1986); the tail of
-        the binomial by Chernoff (1952), over all pairs by Bonferroni.
+        the binomial by Chernoff (1952); the share of false ones by Benjamini and Hochberg (1995).
     """
     confused_A, left_n, right_n = _find_pointing(
         candidates, similarities_ap_A, embeddings_ND, identities
     )
     confusion_rate = float(confused_A.mean()) if len(confused_A) else 0.0
-    pairs = _most_pointed(left_n, right_n, known, identities.num_identities)
+    pairs = _most_pointed(left_n, right_n, known, identities)
     if not len(pairs):
-        return Quarantine(_none(), 0, confusion_rate)
+        return Quarantine(no_suspicion(), 0, confusion_rate)
     shown = _shown_rows(identities, pairs, config.max_rows, seed)
-    tested = _test(pairs, embeddings_ND, shown, confusion_rate)
-    listed = tested.take(
-        (tested.mixing_Q >= config.min_mixing)
-        & (tested.num_mutual_Q > 0)
-        & (tested.p_value_Q <= config.max_p_value)
-    )
+    tested = compare_pairs(pairs, embeddings_ND, shown, config.copy_similarity, confusion_rate)
+    smaller_Q = np.minimum(tested.num_left_Q, tested.num_right_Q)
+    copied_Q = tested.num_copies_Q >= config.min_copied * smaller_Q
+    mixed_Q = np.abs(tested.mixing_Q - 1.0) <= config.mixing_tolerance
+    mixed_Q &= tested.num_mutual_Q > 0
+    mixed_Q &= tested.p_value_Q <= _threshold(tested.p_value_Q, config.max_false_share)
+    listed = tested.take(copied_Q | mixed_Q)
     order_Q = np.lexsort((listed.right_Q, listed.left_Q, -listed.similarity_Q, listed.p_value_Q))
     return Quarantine(listed.take(order_Q), len(pairs), confusion_rate)
 
@@ -160,13 +130,13 @@ def _find_pointing(
     ids_A = candidates.anchor_ids_A
     nearest_A = candidates.similarities_AK[:, 0]
     big_A = identities.sizes_I[identities.identity_ids_N[ids_A]] > _MAX_OWN
-    suspicious = np.flatnonzero((nearest_A >= similarities_ap_A - _TIE) & ~big_A)
+    suspicious = np.flatnonzero((nearest_A >= similarities_ap_A - TIE) & ~big_A)
     own_A = np.full(len(ids_A), np.inf, np.float32)
     own_A[suspicious] = guard_similarities(embeddings_ND, identities, ids_A[suspicious], "max")
-    confused_A = nearest_A >= own_A - _TIE
+    confused_A = nearest_A >= own_A - TIE
     where = np.flatnonzero(confused_A)
     rows_ac = candidates.row_ids_AK[where, :_COLUMNS]
-    nearer_ac = candidates.similarities_AK[where, :_COLUMNS] >= own_A[where, None] - _TIE
+    nearer_ac = candidates.similarities_AK[where, :_COLUMNS] >= own_A[where, None] - TIE
     nearer_ac &= rows_ac >= 0
     left_n = np.repeat(identities.identity_ids_N[ids_A[where]], nearer_ac.sum(1))
     right_n = identities.identity_ids_N[rows_ac[nearer_ac]]
@@ -174,77 +144,25 @@ def _find_pointing(
     return confused_A, left_n[different].astype(np.int64), right_n[different].astype(np.int64)
 
 
-def _most_pointed(left_n: I64, right_n: I64, known: IdentityPairs, num_identities: int) -> I64:
+def _most_pointed(
+    left_n: I64, right_n: I64, known: IdentityPairs, identities: IdentityTable
+) -> I64:
     """[Q] ascending keys of the pairs to test."""
     low_n, high_n = np.minimum(left_n, right_n), np.maximum(left_n, right_n)
-    keys, counts = np.unique(low_n * num_identities + high_n, return_counts=True)
+    keys, counts = np.unique(low_n * identities.num_identities + high_n, return_counts=True)
     if len(keys) > _MAX_PAIRS:
-        keys = keys[np.lexsort((keys, -counts))[:_MAX_PAIRS]]
+        low, high = np.divmod(keys, identities.num_identities)
+        shares = counts / (identities.sizes_I[low] + identities.sizes_I[high])
+        keys = keys[np.lexsort((keys, -counts, -shares))[:_MAX_PAIRS]]
     return np.union1d(keys, known.keys_Q)
 
 
-def _test(keys_Q: I64, embeddings_ND: F32, shown: IdentityTable, rate: float) -> Suspicion:
-    """The evidence of each pair, from the samples of ``shown``."""
-    left_Q, right_Q = np.divmod(keys_Q, shown.num_identities)
-    num_left_Q, num_right_Q = shown.sizes_I[left_Q], shown.sizes_I[right_Q]
-    rows_Q = num_left_Q + num_right_Q
-    hits_Q, similarity_Q = np.empty(len(keys_Q)), np.empty(len(keys_Q))
-    num_mutual_Q = np.empty(len(keys_Q), np.int64)
-    for part in _blocks_of_alike(rows_Q, embeddings_ND.shape[1]):
-        pair = _PairBlock.gather(shown, left_Q[part], right_Q[part])
-        hits_Q[part], num_mutual_Q[part], similarity_Q[part] = pair.compare(embeddings_ND)
-    # Of one identity cut in two, as many samples would have their nearest one across.
-    expected_Q = 2.0 * num_left_Q * num_right_Q / np.maximum(rows_Q - 1, 1)
-    return Suspicion(
-        left_Q=left_Q,
-        right_Q=right_Q,
-        num_left_Q=num_left_Q,
-        num_right_Q=num_right_Q,
-        mixing_Q=hits_Q / expected_Q,
-        num_mutual_Q=num_mutual_Q,
-        similarity_Q=similarity_Q,
-        p_value_Q=np.minimum(1.0, len(keys_Q) * _tail(hits_Q, rows_Q, rate)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _PairBlock:
-    """The samples of some pairs: row ids, -1 at the end, and which are the right identity's."""
-
-    rows_QW: I64
-    is_right_QW: npt.NDArray[np.bool_]
-
-    @classmethod
-    def gather(cls, shown: IdentityTable, left_Q: I64, right_Q: I64) -> _PairBlock:
-        counts_Q2 = shown.sizes_I[np.stack((left_Q, right_Q), 1)]
-        width = int(counts_Q2.sum(1).max())
-        place_QW = np.arange(width)[None, :]
-        is_right_QW = place_QW >= counts_Q2[:, :1]
-        begins_Q2 = shown.offsets_I1[np.stack((left_Q, right_Q), 1)]
-        index_QW = np.where(
-            is_right_QW, begins_Q2[:, 1:] + place_QW - counts_Q2[:, :1], begins_Q2[:, :1] + place_QW
-        )
-        inside_QW = place_QW < counts_Q2.sum(1)[:, None]
-        rows_QW = np.where(inside_QW, shown.rows_N[np.where(inside_QW, index_QW, 0)], -1)
-        return cls(rows_QW, is_right_QW)
-
-    def compare(self, embeddings_ND: F32) -> tuple[F64, I64, F64]:
-        """[Q] samples with their nearest one across, mutual pairs, mean similarity across."""
-        inside_QW = self.rows_QW >= 0
-        vectors_QWD = embeddings_ND[self.rows_QW]
-        similar_QWW = vectors_QWD @ vectors_QWD.transpose(0, 2, 1)
-        outside_QWW = ~(inside_QW[:, :, None] & inside_QW[:, None, :])
-        outside_QWW |= np.eye(inside_QW.shape[1], dtype=np.bool_)
-        similar_QWW[outside_QWW] = -np.inf
-        across_QWW = self.is_right_QW[:, :, None] != self.is_right_QW[:, None, :]
-        nearest_QWW = (similar_QWW >= similar_QWW.max(2, keepdims=True) - _TIE) & ~outside_QWW
-        num_nearest_QW = np.maximum(nearest_QWW.sum(2), 1)
-        hits_Q = ((nearest_QWW & across_QWW).sum(2) / num_nearest_QW).sum(1)
-        mutual_QWW = nearest_QWW & nearest_QWW.transpose(0, 2, 1) & across_QWW
-        num_mutual_Q = (mutual_QWW.any(2) & ~self.is_right_QW).sum(1)
-        best_QW = np.where(across_QWW, similar_QWW, -np.inf).max(2)
-        similarity_Q = np.where(inside_QW, best_QW, 0.0).sum(1) / inside_QW.sum(1)
-        return hits_Q, num_mutual_Q, similarity_Q.astype(np.float64)
+def _threshold(p_value_Q: F64, max_false_share: float) -> float:
+    """The greatest p value up to which a list holds at most this share of false ones; or -1."""
+    ascending = np.sort(p_value_Q)
+    expected_false = ascending * len(ascending)
+    fine = np.flatnonzero(expected_false <= max_false_share * np.arange(1, len(ascending) + 1))
+    return float(ascending[fine[-1]]) if len(fine) else -1.0
 
 
 def _shown_rows(identities: IdentityTable, keys_Q: I64, max_rows: int, seed: int) -> IdentityTable:
@@ -261,28 +179,3 @@ def _shown_rows(identities: IdentityTable, keys_Q: I64, max_rows: int, seed: int
     counts_I = np.bincount(owner, minlength=identities.num_identities)
     offsets_I1 = np.concatenate(([0], np.cumsum(counts_I))).astype(np.int64)
     return IdentityTable(identities.identity_ids_N, offsets_I1, rows)
-
-
-def _blocks_of_alike(rows_Q: I64, dim: int) -> Iterator[I64]:
-    """Positions of pairs of about the same number of rows, as many as fit into memory together."""
-    order_Q = np.argsort(rows_Q, kind="stable")
-    # The last pair of a block is its widest, and all are padded to it; halving keeps padding low.
-    cost_Q = rows_Q[order_Q] * np.maximum(rows_Q[order_Q], dim)
-    for part in bounded_blocks(cost_Q, _BLOCK_FLOATS):
-        yield order_Q[part]
-
-
-def _tail(hits_Q: F64, rows_Q: I64, rate: float) -> F64:
-    """Chernoff's bound on the chance of at least ``hits`` among ``rows`` trials at ``rate``."""
-    share_Q = np.clip(hits_Q / rows_Q, 0.0, 1.0)
-    rate = float(np.clip(rate, 1e-9, 1.0 - 1e-9))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        above = np.where(share_Q > 0, share_Q * np.log(share_Q / rate), 0.0)
-        below = np.where(share_Q < 1, (1 - share_Q) * np.log((1 - share_Q) / (1 - rate)), 0.0)
-    tail_Q: F64 = np.where(share_Q > rate, np.exp(-rows_Q * (above + below)), 1.0)
-    return tail_Q
-
-
-def _none() -> Suspicion:
-    nothing, none = np.empty(0, np.int64), np.empty(0)
-    return Suspicion(nothing, nothing, nothing, nothing, none, nothing, none, none)

@@ -51,11 +51,12 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True)
 class SuspectPair:
-    """Two identities that look like one; see :class:`~miner.core.quarantine.Suspicion`."""
+    """Two identities that look like one; see :class:`~miner.core.suspicion.Suspicion`."""
 
-    identities: tuple[int, int]
-    num_samples: tuple[int, int]
+    identities: list[int]
+    num_samples: list[int]
     mixing: float
+    num_copies: int
     num_mutual: int
     similarity: float
     p_value: float
@@ -225,16 +226,20 @@ def _describe_quarantine(config: SelectionConfig, found: Quarantine | None) -> Q
         return QuarantineReport(policy, 0, None, [])
     listed = found.suspicion
     pairs = zip(
-        zip(listed.left_Q.tolist(), listed.right_Q.tolist(), strict=True),
-        zip(listed.num_left_Q.tolist(), listed.num_right_Q.tolist(), strict=True),
+        np.stack((listed.left_Q, listed.right_Q), 1).tolist(),
+        np.stack((listed.num_left_Q, listed.num_right_Q), 1).tolist(),
         listed.mixing_Q.round(4).tolist(),
+        listed.num_copies_Q.tolist(),
         listed.num_mutual_Q.tolist(),
         listed.similarity_Q.round(6).tolist(),
         listed.p_value_Q.tolist(),
         strict=True,
     )
     return QuarantineReport(
-        policy, found.num_tested, found.confusion_rate, [SuspectPair(*pair) for pair in pairs]
+        policy=policy,
+        num_tested=found.num_tested,
+        confusion_rate=found.confusion_rate,
+        pairs=[SuspectPair(*pair) for pair in pairs],
     )
 
 

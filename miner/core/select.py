@@ -209,7 +209,7 @@ def _mine(task: MiningTask, ledger: Ledger, tier: Tier, caps: Caps) -> Counter[s
     ledger.give(
         Negatives(
             anchors_T=np.searchsorted(proposals.offsets_A1, accepted, side="right") - 1,
-            rows_T=proposals.rows_P[accepted],
+            rows_T=proposals.rows_P[accepted].astype(np.int64),
             similarities_T=proposals.similarities_P[accepted],
             tiers_T=np.full(len(accepted), tier, np.uint8),
         )
