@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 from miner import __version__
 from miner.cli.dataset import glyphs, ingest
 from miner.cli.demo import demo
+from miner.cli.offline import export, mine, show
 from miner.cli.serve import serve
 from miner.cli.sheet import sheet
 from miner.errors import CoalfaceError, ConfigError
@@ -27,10 +28,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(export)
 app.command()(glyphs)
 app.command()(ingest)
+app.command()(mine)
 app.command()(serve)
 app.command()(sheet)
+app.command()(show)
 
 
 def _show_version(wanted: bool) -> None:
@@ -53,6 +57,8 @@ def options(
         logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[bright])
     else:
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if not verbose:  # it lists every processor that it was not built for
+        logging.getLogger("faiss").setLevel(logging.WARNING)
 
 
 def main() -> None:

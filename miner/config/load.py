@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from miner.errors import ConfigError
 
-__all__ = ["load_config", "render_config"]
+__all__ = ["load_config", "parse_config", "render_config"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,10 +34,23 @@ def load_config(
     tree = _read(path) if path else {}
     for override in overrides:
         _apply(tree, override)
+    return parse_config(model, tree, f"{path}: " if path else "")
+
+
+def parse_config(model: type[Model], tree: Mapping[str, Any], where: str = "") -> Model:
+    """Check a tree of keys and values.
+
+    Args:
+        model: The pydantic model of the tree.
+        tree: Sections as mappings, or as their own models.
+        where: What the message of an error begins with.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as exc:
-        where = f"{path}: " if path else ""
         raise ConfigError(
             where + "; ".join(_explain(model, error) for error in exc.errors())
         ) from exc

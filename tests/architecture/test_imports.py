@@ -23,6 +23,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import miner.data", {"pyarrow"}),
         ("import miner.rounds", {"pyarrow"}),
         ("import miner.config", {"pyarrow"}),
+        ("from miner import mine", {"pyarrow"}),
         ("import trainer.feed", {"grpc", "pyarrow"}),
     ],
 )
