@@ -168,14 +168,14 @@ def _suspects(quarantine: dict[str, Any], names: RowNames | None) -> RenderableT
         policy += f"\n{rate} of the anchors are nearest to a row of another identity"
     if not pairs:
         return Text(policy)
-    table = _table("identities", "samples", "copies", "mixing", "similarity", "p")
+    table = _table("identities", "samples", "copies", "mixing", "similarity")
     table.columns[0].overflow = "fold"
     for pair in pairs[:PAIRS_SHOWN]:
         both = " = ".join(_name(identity, names) for identity in pair["identities"])
         samples = " + ".join(f"{count:,}" for count in pair.get("num_samples", ()))
-        figures = (f"{pair[key]:.2g}" if key in pair else "" for key in ("num_copies", "mixing", "similarity"))
-        p_value = f"{pair['p_value']:.0e}" if "p_value" in pair else ""
-        table.add_row(Text(both), Text(samples), *map(Text, figures), Text(p_value))
+        keys = ("num_copies", "mixing", "similarity")
+        figures = (f"{pair[key]:.2g}" if key in pair else "" for key in keys)
+        table.add_row(Text(both), Text(samples), *map(Text, figures))
     left = len(pairs) - PAIRS_SHOWN
     table.title = policy if left <= 0 else f"{policy}\nthe first {PAIRS_SHOWN}:"
     table.title_justify, table.title_style = "left", ""
