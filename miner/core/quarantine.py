@@ -31,7 +31,6 @@ __all__ = ["Quarantine", "inspect_identities"]
 _COLUMNS = 16
 """Candidates per anchor in which suspects are looked for: nearer ones than all its own samples."""
 _MAX_PAIRS = 1 << 15
-_MAX_OWN = 1 << 12
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -83,14 +82,13 @@ def inspect_identities(  # noqa: PLR0913 - what the result is a function of
       that confuses many identities gives little evidence.
 
     Guarantee: a pure function of the *set* of anchors and the other arguments. At most 2**15 pairs
-    are tested, those to which the largest shares of their samples point. Anchors of identities with
-    more than 4096 samples point to none (their own samples are too many to compare with), but
-    others may point to these.
+    are tested, those to which the largest shares of their samples point. Of identities with more
+    than ``max_rows`` samples the same seeded draw of them serves as anchors and in the test.
 
     Args:
         candidates: [A, K] nearest rows of other identities.
-        similarities_ap_A: [A] of each anchor to any other sample of its identity: who is nearer to
-            it than its nearest other identity needs no further look.
+        similarities_ap_A: [A] of each anchor to any other sample of its identity: an anchor that is
+            nearer to it than to all candidates needs no further look.
         embeddings_ND: [N, D] float32 L2-normalised.
         identities: The catalog's identities.
         config: Thresholds.
@@ -101,14 +99,17 @@ def inspect_identities(  # noqa: PLR0913 - what the result is a function of
     Source: Schilling, Multivariate two-sample tests based on nearest neighbors (1986); the tail of
         the binomial by Chernoff (1952); the share of false ones by Benjamini and Hochberg (1995).
     """
-    confused_A, left_n, right_n = _find_pointing(
-        candidates, similarities_ap_A, embeddings_ND, identities
+    shown = _table_of_shown(identities, config.max_rows, seed)
+    is_shown_N = np.zeros(identities.num_rows, np.bool_)
+    is_shown_N[shown.rows_N] = True
+    looked_at = np.flatnonzero(is_shown_N[candidates.anchor_ids_A])
+    confused, own = _find_confused(
+        candidates, looked_at, similarities_ap_A, embeddings_ND, identities
     )
-    confusion_rate = float(confused_A.mean()) if len(confused_A) else 0.0
-    pairs = _most_pointed(left_n, right_n, known, identities)
+    confusion_rate = len(confused) / max(1, len(looked_at))
+    pairs = _most_pointed(*_point(candidates, confused, own, identities), known, identities)
     if not len(pairs):
         return Quarantine(no_suspicion(), 0, confusion_rate)
-    shown = _shown_rows(identities, pairs, config.max_rows, seed)
     tested = compare_pairs(pairs, embeddings_ND, shown, config.copy_similarity, confusion_rate)
     smaller_Q = np.minimum(tested.num_left_Q, tested.num_right_Q)
     copied_Q = tested.num_copies_Q >= config.min_copied * smaller_Q
@@ -120,28 +121,34 @@ def inspect_identities(  # noqa: PLR0913 - what the result is a function of
     return Quarantine(listed.take(order_Q), len(pairs), confusion_rate)
 
 
-def _find_pointing(
+def _find_confused(
     candidates: Candidates,
+    looked_at: I64,
     similarities_ap_A: F32,
     embeddings_ND: F32,
     identities: IdentityTable,
-) -> tuple[npt.NDArray[np.bool_], I64, I64]:
-    """Anchors whose nearest row is of another identity; and every (own, nearer other) identity."""
-    ids_A = candidates.anchor_ids_A
-    nearest_A = candidates.similarities_AK[:, 0]
-    big_A = identities.sizes_I[identities.identity_ids_N[ids_A]] > _MAX_OWN
-    suspicious = np.flatnonzero((nearest_A >= similarities_ap_A - TIE) & ~big_A)
-    own_A = np.full(len(ids_A), np.inf, np.float32)
-    own_A[suspicious] = guard_similarities(embeddings_ND, identities, ids_A[suspicious], "max")
-    confused_A = nearest_A >= own_A - TIE
-    where = np.flatnonzero(confused_A)
-    rows_ac = candidates.row_ids_AK[where, :_COLUMNS]
-    nearer_ac = candidates.similarities_AK[where, :_COLUMNS] >= own_A[where, None] - TIE
-    nearer_ac &= rows_ac >= 0
-    left_n = np.repeat(identities.identity_ids_N[ids_A[where]], nearer_ac.sum(1))
-    right_n = identities.identity_ids_N[rows_ac[nearer_ac]]
-    different = left_n != right_n
-    return confused_A, left_n[different].astype(np.int64), right_n[different].astype(np.int64)
+) -> tuple[I64, F32]:
+    """Places of anchors whose nearest row is of another identity, and their nearest own sample."""
+    nearest = candidates.similarities_AK[looked_at, 0]
+    suspicious = nearest >= similarities_ap_A[looked_at] - TIE
+    places, nearest = looked_at[suspicious], nearest[suspicious]
+    own = guard_similarities(embeddings_ND, identities, candidates.anchor_ids_A[places], "max")
+    confused = nearest >= own - TIE
+    return places[confused], own[confused]
+
+
+def _point(
+    candidates: Candidates, confused: I64, own: F32, identities: IdentityTable
+) -> tuple[I64, I64]:
+    """Every (own, other) identity of anchors to which the other one is nearer than their own."""
+    rows_aC = candidates.row_ids_AK[confused, :_COLUMNS]
+    nearer_aC = candidates.similarities_AK[confused, :_COLUMNS] >= own[:, None] - TIE
+    nearer_aC &= rows_aC >= 0
+    own_ids = identities.identity_ids_N[candidates.anchor_ids_A[confused]]
+    left_n = np.repeat(own_ids, nearer_aC.sum(1)).astype(np.int64)
+    right_n = identities.identity_ids_N[rows_aC[nearer_aC]].astype(np.int64)
+    different_n = left_n != right_n
+    return left_n[different_n], right_n[different_n]
 
 
 def _most_pointed(
@@ -165,17 +172,18 @@ def _threshold(p_value_Q: F64, max_false_share: float) -> float:
     return float(ascending[fine[-1]]) if len(fine) else -1.0
 
 
-def _shown_rows(identities: IdentityTable, keys_Q: I64, max_rows: int, seed: int) -> IdentityTable:
-    """The table of the samples to look at: of big identities a seeded draw, of others all."""
-    wanted_I = np.unique(np.concatenate(np.divmod(keys_Q, identities.num_identities)))
-    sizes = identities.sizes_I[wanted_I]
-    position, owner = ragged_arange(sizes)
-    rows = identities.rows_N[identities.offsets_I1[wanted_I][owner] + position]
+def _table_of_shown(identities: IdentityTable, max_rows: int, seed: int) -> IdentityTable:
+    """The samples that are looked at: of identities larger than ``max_rows`` a seeded draw."""
+    big_I = np.flatnonzero(identities.sizes_I > max_rows)
+    if not len(big_I):
+        return identities
+    position, owner = ragged_arange(identities.sizes_I[big_I])
+    rows = identities.rows_N[identities.offsets_I1[big_I][owner] + position]
     bits = draw_bits(stream_key(seed, 0, Stream.SUSPECT_ROWS), rows)
-    order = np.lexsort((bits, owner))
-    rows, owner = rows[order], owner[order]
-    kept = position < max_rows  # positions count the same in any order within an identity
-    rows, owner = rows[kept], wanted_I[owner[kept]]
-    counts_I = np.bincount(owner, minlength=identities.num_identities)
-    offsets_I1 = np.concatenate(([0], np.cumsum(counts_I))).astype(np.int64)
-    return IdentityTable(identities.identity_ids_N, offsets_I1, rows)
+    drawn = rows[np.lexsort((bits, owner))]
+    shown_N = np.ones(identities.num_rows, np.bool_)
+    shown_N[drawn[position >= max_rows]] = False
+    sizes_I = np.minimum(identities.sizes_I, max_rows)
+    offsets_I1 = np.concatenate(([0], np.cumsum(sizes_I))).astype(np.int64)
+    rows_N = identities.rows_N[shown_N[identities.rows_N]]
+    return IdentityTable(identities.identity_ids_N, offsets_I1, rows_N)
