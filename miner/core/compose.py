@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from miner.core.ordering import segment_order
 from miner.core.pool import MiningTask, Pool
 from miner.core.strategies import identity_groups
 
@@ -67,7 +68,7 @@ def compose(task: MiningTask, pool: Pool) -> Pool:
         # The identity that comes w-th takes the place of the w-th in the strategy's order.
         moved_aW = np.take_along_axis(entries_aW, order_aW, axis=1)
         rank_E[moved_aW[inside_aW]] = entries_aW[inside_aW]
-    return pool.take(np.lexsort((np.arange(len(rank_E)), rank_E[lead_of_E], pool.anchors_E)))
+    return pool.take(segment_order(pool.anchors_E, rank_E[lead_of_E].astype(np.float64)))
 
 
 Gain = Callable[[F32, F32, int], F32]
@@ -75,7 +76,7 @@ Gain = Callable[[F32, F32, int], F32]
 
 _GAINS: dict[str, Gain] = {
     "chain": lambda _, latest_aW, __: latest_aW,
-    "community": lambda gains_aW, latest_aW, n: (gains_aW * n + latest_aW) / np.float32(n + 1),
+    "community": lambda gains_aW, latest_aW, _: gains_aW + latest_aW,  # sums order as means do
     "diverse": lambda gains_aW, latest_aW, n: np.minimum(gains_aW, -latest_aW) if n else -latest_aW,
 }
 

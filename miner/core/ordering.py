@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["descending_bits", "stable_order"]
+__all__ = ["descending_bits", "segment_order", "stable_order"]
 
 
 def descending_bits(values_n: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
@@ -36,4 +36,41 @@ def stable_order(keys_n: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     packed_n = keys_n << shift | np.arange(len(keys_n), dtype=np.int64)
     packed_n.sort()
     order_n: npt.NDArray[np.int64] = packed_n & ((1 << shift) - 1)
+    return order_n
+
+
+def segment_order(
+    owners_n: npt.NDArray[np.int64], keys_n: npt.NDArray[np.int32] | npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """The stable order by (owner, key), where owners ascend already.
+
+    Args:
+        owners_n: [n] int64 ascending.
+        keys_n: [n] float64 without NaN, or int32 >= 0.
+
+    Cost: each owner's keys are sorted as a row of a matrix as wide as the longest: for rows of
+        about equal length five to twenty times faster than one sort of all.
+
+    Example:
+        >>> segment_order(np.array([0, 0, 0, 4, 4]), np.array([2.0, 1.0, 2.0, 9.0, 3.0])).tolist()
+        [1, 0, 2, 4, 3]
+    """
+    if not len(owners_n):
+        return np.empty(0, np.int64)
+    starts = np.flatnonzero(np.diff(owners_n, prepend=owners_n[0] - 1))
+    counts = np.diff(starts, append=len(owners_n))
+    width = int(counts.max())
+    inside = np.arange(width) < counts[:, None]
+    if keys_n.dtype == np.float64:
+        rows = np.full(inside.shape, np.inf)
+        rows[inside] = keys_n
+        places = np.argsort(rows, axis=1, kind="stable")  # what fills up stands last in its row
+    else:
+        shift = width.bit_length()
+        packed = np.full(inside.shape, np.iinfo(np.int64).max)
+        position = np.broadcast_to(np.arange(width), inside.shape)[inside]
+        packed[inside] = keys_n.astype(np.int64) << shift | position
+        packed.sort(axis=1)
+        places = packed & ((1 << shift) - 1)
+    order_n: npt.NDArray[np.int64] = (places + starts[:, None])[inside]
     return order_n

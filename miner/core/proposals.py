@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from miner.core.compose import compose
 from miner.core.guards import apply_guards
+from miner.core.ordering import segment_order
 from miner.core.pool import MiningTask, Pool, read_pool
 from miner.core.strategies import identity_groups, prefer
 from miner.types import Tier
@@ -101,7 +102,7 @@ def _in_order(
     num_outside = len(wanted_E) - int(np.count_nonzero(preference.in_band_E))
     pool, keys_E = pool.take(wanted_E), preference.keys_E[wanted_E]
     if keys_E.any():
-        pool = pool.take(np.lexsort((keys_E, pool.anchors_E)))
+        pool = pool.take(segment_order(pool.anchors_E, keys_E))
     if tier is Tier.STRATEGY and task.config.composition != "star":
         pool = compose(task, pool)
     if task.config.is_without_bounds:

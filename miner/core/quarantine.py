@@ -132,6 +132,9 @@ def _find_confused(
     nearest = candidates.similarities_AK[looked_at, 0]
     suspicious = nearest >= similarities_ap_A[looked_at] - TIE
     places, nearest = looked_at[suspicious], nearest[suspicious]
+    # By identity, so that its samples are read once for all anchors.
+    by_identity = np.argsort(identities.identity_ids_N[candidates.anchor_ids_A[places]])
+    places, nearest = places[by_identity], nearest[by_identity]
     own = guard_similarities(embeddings_ND, identities, candidates.anchor_ids_A[places], "max")
     confused = nearest >= own - TIE
     return places[confused], own[confused]

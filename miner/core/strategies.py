@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from miner.core.ordering import stable_order
+from miner.core.ordering import segment_order
 from miner.core.pool import MiningTask, Pool
 from miner.core.ragged import rank_in_runs
 from miner.core.rng import Stream, draw_bits, draw_gumbel
@@ -67,6 +67,9 @@ def prefer(task: MiningTask, pool: Pool) -> Preference:
 def identity_groups(pool: Pool) -> tuple[I64, I64]:
     """Entries put together by (anchor, identity), each run nearest first.
 
+    Args:
+        pool: By anchor; in any order within one.
+
     Returns:
         [E] int64 entries in that order, and for each its position within its run.
 
@@ -77,12 +80,9 @@ def identity_groups(pool: Pool) -> tuple[I64, I64]:
         >>> [part.tolist() for part in both]
         [[1, 0, 2, 3], [0, 0, 1, 0]]
     """
-    if not len(pool.anchors_E):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    num_identities = int(pool.identities_E.max()) + 1
-    pair_E = (pool.anchors_E - pool.anchors_E[0]) * num_identities + pool.identities_E
-    order_E = stable_order(pair_E)
-    return order_E, rank_in_runs(pair_E[order_E])
+    order_E = segment_order(pool.anchors_E, pool.identities_E)
+    anchors_E, identities_E = pool.anchors_E[order_E], pool.identities_E[order_E]
+    return order_E, rank_in_runs(anchors_E << 32 | identities_E)
 
 
 def _hardest(_: MiningTask, pool: Pool) -> Preference:
