@@ -71,12 +71,13 @@ class Ledger:
         """What is left of the caps."""
         return self._left(self.config.max_uses_per_sample, self.config.max_uses_per_identity)
 
-    def floors(self) -> Iterator[Caps]:
-        """One after the other what is left up to each floor, within the caps."""
+    def floors_and_caps(self) -> Iterator[Caps]:
+        """One after the other what is left up to each floor, within the caps; then of the caps."""
         if self.config.min_uses_per_sample:
             yield self._left(self.config.min_uses_per_sample, self.config.max_uses_per_identity)
         if self.config.min_uses_per_identity:
             yield self._left(self.config.max_uses_per_sample, self.config.min_uses_per_identity)
+        yield self.caps()
 
     def uses_of_identities(self) -> I64:
         """[I] int64, how often each identity is in use as a negative."""

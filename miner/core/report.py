@@ -112,7 +112,8 @@ class SelectionReport:
         negatives_missing: How many negatives those lack together.
         shortfalls: The short anchors by the first reason that explains them: too few identities
             among their ``candidates``, after the ``guards``, within the ``strategy``, or ``caps``.
-        floors_unmet: How many identities and samples are below each configured floor.
+        floors_unmet: How many identities and samples are below each configured floor; for groups
+            to anchor, of the identities with samples enough.
         anchor_exposure: Groups anchored, over the identities with at least two samples.
         identity_exposure: Use of identities as mined negatives, over all identities.
         sample_exposure: Use of rows as mined negatives, over all rows.
@@ -179,7 +180,8 @@ def describe_selection(
     anchored_I = np.bincount(
         identities.identity_ids_N[groups.row_ids_R[groups.row_offsets_G1[:-1]]],
         minlength=identities.num_identities,
-    )[identities.sizes_I >= 2]
+    )
+    enough_I = identities.sizes_I >= max(2, config.min_groups_per_identity)
     hardness_T = np.clip(s_an_T - s_ap_T, -1.0, 1.0) if known else np.empty(0)
     return SelectionReport(
         num_anchors=len(missing_A),
@@ -190,8 +192,8 @@ def describe_selection(
         anchors_short=int(np.count_nonzero(missing_A)),
         negatives_missing=int(missing_A.sum()),
         shortfalls=notes.shortfalls,
-        floors_unmet=_count_unmet(config, anchored_I, uses_I, uses_N),
-        anchor_exposure=_expose(anchored_I),
+        floors_unmet=_count_unmet(config, anchored_I[enough_I], uses_I, uses_N),
+        anchor_exposure=_expose(anchored_I[identities.sizes_I >= 2]),
         identity_exposure=_expose(uses_I),
         sample_exposure=_expose(uses_N),
         hardness_edges=_HARDNESS_EDGES.tolist(),

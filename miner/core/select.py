@@ -112,9 +112,9 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
     task = MiningTask(candidates, embeddings_ND, identities, config, keys, anchors, apart)
     task, notes = _guided(task, guidance or Guidance(apart))
     ledger = Ledger(anchors, identities, config, keys)
-    for caps in ledger.floors():
-        _mine(task, ledger, Tier.STRATEGY, caps)
-    notes.dropped = _mine(task, ledger, Tier.STRATEGY, ledger.caps())
+    for caps in ledger.floors_and_caps():
+        dropped = _mine(task, ledger, Tier.STRATEGY, caps)
+        notes.dropped = notes.dropped or dropped  # the first look is at all candidates
     if config.underfill != "drop":
         _mine(task, ledger, Tier.RELAXED, ledger.caps())
     notes.shortfalls = explain_shortfalls(task, ledger)

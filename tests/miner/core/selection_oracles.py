@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +26,54 @@ class World:
     identities: IdentityTable
     embeddings_ND: npt.NDArray[np.float32]
 
+    @cached_property
+    def similarities(self) -> list[list[np.float32]]:
+        return [
+            [np.float32(np.dot(left, right)) for right in self.embeddings_ND]
+            for left in self.embeddings_ND
+        ]
+
+    @cached_property
+    def identity_list(self) -> list[int]:
+        ids: list[int] = self.identities.identity_ids_N.tolist()
+        return ids
+
     def similarity(self, left: int, right: int) -> np.float32:
-        return np.float32(np.dot(self.embeddings_ND[left], self.embeddings_ND[right]))
+        return self.similarities[left][right]
 
     def identity(self, row: int) -> int:
-        return int(self.identities.identity_ids_N[row])
+        return self.identity_list[row]
+
+    def others(self, row: int) -> list[int]:
+        """The other rows of a row's identity."""
+        rows = range(self.identities.num_rows)
+        return [r for r in rows if r != row and self.identity(r) == self.identity(row)]
 
     def possible_anchors(self) -> list[int]:
-        sizes = self.identities.sizes_I
-        return [row for row in range(self.identities.num_rows) if sizes[self.identity(row)] >= 2]
+        return [row for row in range(self.identities.num_rows) if self.others(row)]
 
 
-def make_world(seed: int, sizes: list[int], *, dim: int = 3) -> World:
-    """Rows of identities of the given sizes, shuffled; coordinates are quarters."""
+def make_world(seed: int, sizes: list[int], *, dim: int = 3, num_copies: int = 0) -> World:
+    """Rows of identities of the given sizes, shuffled; coordinates are quarters.
+
+    So many identities are copies of the one before, as far as they have rows.
+    """
     rng = np.random.default_rng(seed)
     ids_N = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
     embeddings = rng.integers(-3, 4, (len(ids_N), dim)).astype(np.float32) / np.float32(4)
-    return World(IdentityTable.from_ids(ids_N, len(sizes)), embeddings)
+    table = IdentityTable.from_ids(ids_N, len(sizes))
+    for identity in range(1, min(len(sizes), 1 + num_copies)):
+        pairs = zip(table.rows_of(identity - 1), table.rows_of(identity), strict=False)
+        for original, copy in pairs:
+            embeddings[copy] = embeddings[original]
+    return World(table, embeddings)
+
+
+def circle(degrees: list[float], ids: list[int]) -> World:
+    """Points of the unit circle, for cases that a reader checks by hand."""
+    angles = np.radians(degrees)
+    embeddings = np.stack((np.cos(angles), np.sin(angles)), 1).astype(np.float32)
+    return World(IdentityTable.from_ids(np.array(ids, np.int32)), embeddings)
 
 
 def search(world: World, anchors: list[int], num_candidates: int) -> Candidates:
@@ -58,11 +91,43 @@ def search(world: World, anchors: list[int], num_candidates: int) -> Candidates:
     return Candidates(np.array(anchors, np.int64), rows_AK, similarities_AK)
 
 
+def by_hand(world: World, found: dict[int, list[int]]) -> Candidates:
+    """Candidates of chosen rows, put in order, nearest first."""
+    width = max(len(rows) for rows in found.values())
+    rows_AK = np.full((len(found), width), -1, np.int64)
+    similarities_AK = np.full((len(found), width), -np.inf, np.float32)
+    for a, (anchor, rows) in enumerate(found.items()):
+        for k, (negated, row) in enumerate(sorted((-world.similarity(anchor, r), r) for r in rows)):
+            rows_AK[a, k], similarities_AK[a, k] = row, -negated
+    return Candidates(np.array(list(found), np.int64), rows_AK, similarities_AK)
+
+
+def guard_similarity(world: World, rule: str, anchor: int, positive: int) -> np.float32:
+    """The ``s_ap`` that margin guards look at."""
+    similarities = [world.similarity(anchor, row) for row in world.others(anchor)]
+    match rule:
+        case "min":
+            return min(similarities)
+        case "max":
+            return max(similarities)
+        case "mean":
+            return np.float32(sum(float(s) for s in similarities) / len(similarities))
+    return world.similarity(anchor, positive)
+
+
 def passes_guards(
-    world: World, config: SelectionConfig, anchor: int, positive: int, row: int
+    world: World,
+    config: SelectionConfig,
+    anchor: int,
+    positive: int,
+    row: int,
+    *,
+    apart: frozenset[tuple[int, int]] = frozenset(),
 ) -> bool:
-    s_ap, s_an = world.similarity(anchor, positive), world.similarity(anchor, row)
-    if world.identity(row) == world.identity(anchor):
+    s_an = world.similarity(anchor, row)
+    s_ap = guard_similarity(world, config.guard_positive, anchor, positive)
+    pair = sorted((world.identity(row), world.identity(anchor)))
+    if pair[0] == pair[1] or tuple(pair) in apart:
         return False
     if config.max_similarity is not None and s_an >= np.float32(config.max_similarity):
         return False
@@ -73,48 +138,6 @@ def passes_guards(
         return False
     limit = config.duplicate_similarity
     return limit is None or bool(world.similarity(positive, row) < np.float32(limit))
-
-
-def preference_lists(
-    world: World, config: SelectionConfig, pair: tuple[int, int], rows: list[int], key: int
-) -> tuple[list[int], list[int]]:
-    """What the strategy wants of ``rows`` (nearest first), and the rest, each in order."""
-    anchor, positive = pair
-    hardness = {
-        row: world.similarity(anchor, row) - world.similarity(anchor, positive) for row in rows
-    }
-    if config.strategy == "hardest":
-        return rows, []
-    if config.strategy == "semi_hard":
-        margin = np.float32(config.margin)
-        band = [row for row in rows if -margin < hardness[row] < 0]
-        rest = [row for row in rows if row not in band]
-        distance = {r: hardness[r] if hardness[r] >= 0 else -margin - hardness[r] for r in rest}
-        return band, sorted(rest, key=lambda row: distance[row])
-    ranked: list[int] = []
-    nearest: dict[int, int] = {}
-    for row in rows:
-        if world.identity(row) not in ranked:
-            ranked.append(world.identity(row))
-            nearest[world.identity(row)] = row
-    window = ranked[config.window_start : config.window_stop]
-
-    def draw(identity: int) -> int:
-        row = np.array([nearest[identity]])
-        return int(draw_bits(key, np.array([anchor]), row)[0] >> np.uint64(11))
-
-    def distance_to_window(row: int) -> int:
-        rank = ranked.index(world.identity(row))
-        before = config.window_start - rank
-        return before if before > 0 else rank - (config.window_stop - 1)
-
-    band = [
-        row
-        for identity in sorted(window, key=draw)
-        for row in rows
-        if world.identity(row) == identity
-    ]
-    return band, sorted((row for row in rows if row not in band), key=distance_to_window)
 
 
 @dataclass
@@ -130,24 +153,24 @@ class Market:
 
     def wanted(self, anchor: int, refused: set[tuple[int, int]]) -> list[int]:
         chosen: list[int] = []
+        identities: list[int] = []
+        demand = self.demand(anchor)
         for row in self.lists[anchor]:
-            if (anchor, row) in refused or len(chosen) >= self.demand(anchor):
-                continue
-            if self.identity(row) not in [self.identity(other) for other in chosen]:
+            if len(chosen) >= demand:
+                break
+            if (anchor, row) not in refused and self.identity(row) not in identities:
                 chosen.append(row)
+                identities.append(self.identity(row))
         return chosen
 
     def run(self, seed: int) -> set[tuple[int, int]]:
         rng = random.Random(seed)
         held: set[tuple[int, int]] = set()
         refused: set[tuple[int, int]] = set()
+        wanted = {anchor: self.wanted(anchor, refused) for anchor in self.lists}
         while True:
-            waiting = [
-                (anchor, row)
-                for anchor in self.lists
-                for row in self.wanted(anchor, refused)
-                if (anchor, row) not in held
-            ]
+            waiting = [(a, row) for a, rows in wanted.items() for row in rows]
+            waiting = [pair for pair in waiting if pair not in held]
             if not waiting:
                 return held
             anchor, row = rng.choice(waiting)
@@ -157,6 +180,8 @@ class Market:
             ident = self.identity(row)
             same_identity = [pair for pair in held if self.identity(pair[1]) == ident]
             self._refuse_beyond(self.identity_cap(ident), same_identity, held, refused)
+            for loser in {pair[0] for pair in [*same_row, *same_identity]}:
+                wanted[loser] = self.wanted(loser, refused)
 
     def _refuse_beyond(
         self,
@@ -171,64 +196,62 @@ class Market:
             refused.add(easiest)
 
 
-def mined_negatives(
-    world: World,
-    candidates: Candidates,
-    positives: dict[int, int],
-    config: SelectionConfig,
-    *,
-    seed: int,
-    round_id: int,
-) -> set[Triplet]:
-    """(anchor, negative, tier) of the tiers STRATEGY and RELAXED, before groups are dropped."""
-    key = stream_key(seed, round_id, Stream.WINDOW)
-    lists: list[dict[int, list[int]]] = [{}, {}]
-    for anchor, rows in zip(
-        candidates.anchor_ids_A.tolist(), candidates.row_ids_AK.tolist(), strict=True
-    ):
-        passed = [
-            row
-            for row in rows
-            if row >= 0 and passes_guards(world, config, anchor, positives[anchor], row)
-        ]
-        lists[0][anchor], lists[1][anchor] = preference_lists(
-            world, config, (anchor, positives[anchor]), passed, key
-        )
-    found: set[Triplet] = set()
-    for tier in (0, 1) if config.underfill != "drop" else (0,):
-        found |= {
-            (anchor, row, tier)
-            for anchor, row in _open_market(world, positives, config, lists[tier], found).run(seed)
-        }
-    return found
+def count_random_slots(config: SelectionConfig, anchor: int, *, seed: int, round_id: int) -> int:
+    """How many of an anchor's negatives are not mined but drawn."""
+    count = 0
+    for slot in range(config.negatives_per_group):
+        key = stream_key(seed, round_id, Stream.RANDOM_SLOT, slot)
+        bits = int(draw_bits(key, np.array([anchor]))[0])
+        count += (bits >> 11) / 2**53 < config.random_fraction
+    return count
 
 
-def _open_market(
-    world: World,
-    positives: dict[int, int],
-    config: SelectionConfig,
-    lists: dict[int, list[int]],
-    found: set[Triplet],
-) -> Market:
-    """What earlier tiers leave of needs and caps."""
-    held = {anchor: [n for a, n, _ in found if a == anchor] for anchor in lists}
-    taken = [n for _, n, _ in found]
-    taken_ids = [world.identity(n) for n in taken]
-    return Market(
-        lists={
-            anchor: [
-                row
-                for row in rows
-                if world.identity(row) not in [world.identity(n) for n in held[anchor]]
-            ]
-            for anchor, rows in lists.items()
-        },
-        identity=world.identity,
-        hardness=lambda a, n: float(world.similarity(a, n) - world.similarity(a, positives[a])),
-        demand=lambda a: config.negatives_per_group - len(held[a]),
-        row_cap=lambda n: (config.max_uses_per_sample or 10**9) - taken.count(n),
-        identity_cap=lambda i: (config.max_uses_per_identity or 10**9) - taken_ids.count(i),
-    )
+@dataclass
+class Mined:
+    """What nested loops mine for a round, before groups are dropped.
+
+    Attributes:
+        negatives: Of the tiers STRATEGY and RELAXED.
+        demands: Negatives that each anchor is to get from its candidates.
+        passed: Each anchor's candidates that pass the guards.
+        bands: Those the strategy wants.
+    """
+
+    negatives: set[Triplet] = field(default_factory=set)
+    demands: dict[int, int] = field(default_factory=dict)
+    passed: dict[int, list[int]] = field(default_factory=dict)
+    bands: dict[int, list[int]] = field(default_factory=dict)
+
+    def count(self, anchor: int) -> int:
+        return sum(a == anchor for a, _, _ in self.negatives)
+
+    def short(self) -> list[int]:
+        return [a for a, demand in self.demands.items() if self.count(a) < demand]
+
+
+def explain_by_hand(
+    world: World, candidates: Candidates, config: SelectionConfig, mined: Mined
+) -> Counter[str]:
+    """The first rule that explains each anchor without enough mined negatives."""
+    reasons: Counter[str] = Counter()
+    for a, anchor in enumerate(candidates.anchor_ids_A.tolist()):
+        if anchor not in mined.short():
+            continue
+        rows = [row for row in candidates.row_ids_AK[a].tolist() if row >= 0]
+        own = world.identity(anchor)
+
+        def too_few(rows: list[int], need: int = mined.demands[anchor], own: int = own) -> bool:
+            return len({world.identity(row) for row in rows} - {own}) < need
+
+        if too_few(rows):
+            reasons["candidates"] += 1
+        elif too_few(mined.passed[anchor]):
+            reasons["guards"] += 1
+        elif config.underfill == "drop" and too_few(mined.bands[anchor]):
+            reasons["strategy"] += 1
+        else:
+            reasons["caps"] += 1
+    return reasons
 
 
 def same_groups(left: Groups, right: Groups) -> bool:

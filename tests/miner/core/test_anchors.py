@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miner.core import SelectionConfig, choose_anchors
@@ -73,6 +73,50 @@ def test_balance_one_anchors_in_proportion_to_size_and_zero_alike():
 def test_the_cap_on_groups_per_identity_holds():
     table, anchors = anchors_of([9, 9, 2], 1, groups_per_round=50, max_groups_per_identity=3)
     assert np.bincount(table.identity_ids_N[anchors]).tolist() == [3, 3, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes_of_identities,
+    st.integers(1, 30),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(1, 9),
+)
+def test_every_row_anchors_within_as_many_rounds_as_its_identity_needs(
+    sizes, budget, floor, balance, start
+):
+    table = make_world(5, sizes).identities
+    config = SelectionConfig(
+        groups_per_round=budget, min_groups_per_identity=floor, balance=balance
+    )
+    rounds = [choose_anchors(table, config, seed=9, round_id=r) for r in range(start, start + 8)]
+    units = [np.bincount(table.identity_ids_N[a], minlength=len(sizes)) for a in rounds]
+    for identity, size in enumerate(sizes):
+        least = min(int(used[identity]) for used in units)
+        needed = math.ceil(size / least) if least else 99
+        if size >= 2 and needed <= 8:
+            seen = np.concatenate(rounds[:needed])
+            assert set(table.rows_of(identity).tolist()) <= set(seen.tolist())
+
+
+@given(sizes_of_identities, st.integers(1, 60), st.integers(0, 4), st.integers(1, 9))
+def test_floors_of_anchors_are_met_as_far_as_an_identity_has_rows(sizes, budget, floor, round_id):
+    table, anchors = anchors_of(
+        sizes, round_id, groups_per_round=budget, min_groups_per_identity=floor, balance=1.0
+    )
+    units = np.bincount(table.identity_ids_N[anchors], minlength=len(sizes))
+    least = [min(floor, size) if size >= 2 else 0 for size in sizes]
+    assert units.sum() == min(budget, sum(size for size in sizes if size >= 2))
+    if budget >= sum(least):
+        assert (units >= least).all()
+
+
+def test_a_floor_gives_small_identities_more_than_their_proportion():
+    table, anchors = anchors_of(
+        [2, 2, 200], 3, groups_per_round=40, balance=1.0, min_groups_per_identity=2
+    )
+    assert np.bincount(table.identity_ids_N[anchors]).tolist() == [2, 2, 36]
 
 
 def test_seeds_and_rounds_give_other_orders():

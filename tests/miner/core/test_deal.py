@@ -16,12 +16,14 @@ from miner.types import IdentityTable
 from tests.miner.core.selection_oracles import make_world
 
 
-def make_dealer(table, anchor_ids, **changes):
+def make_dealer(table, anchor_ids, *, apart=(), **changes):
     ids = np.sort(np.asarray(anchor_ids, np.int64))
     nothing = np.zeros(len(ids), np.float32)
     anchors = Anchors(ids, table.identity_ids_N[ids], ids, nothing, nothing, np.arange(len(ids)))
     config = SelectionConfig(strategy="random", **changes)
-    return Dealer(table, config, RoundSeed(3, 1), anchors, IdentityPairs.none(table.num_identities))
+    left, right = (np.array([pair[side] for pair in apart], np.int64) for side in (0, 1))
+    pairs = IdentityPairs.of(left, right, table.num_identities)
+    return Dealer(table, config, RoundSeed(3, 1), anchors, pairs)
 
 
 def deal_to_empty(dealer):
@@ -39,18 +41,19 @@ cap = st.one_of(st.none(), st.integers(1, 4))
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=8),
     seed=st.integers(0, 10**6),
     per_group=st.integers(2, 5),
-    sample_cap=cap,
-    identity_cap=cap,
+    caps=st.tuples(cap, cap),
+    apart=st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=6),
 )
-def test_dealing_keeps_caps_and_gives_all_that_can_be_given(
-    sizes, seed, per_group, sample_cap, identity_cap
-):
+def test_dealing_keeps_caps_and_gives_all_that_can_be_given(sizes, seed, per_group, caps, apart):
+    sample_cap, identity_cap = caps
+    apart = {(min(p), max(p)) for p in apart if p[0] != p[1] and max(p) < len(sizes)}
     rng = np.random.default_rng(seed)
     table = make_world(seed, sizes).identities
     anchor_ids = rng.permutation(table.num_rows)[: rng.integers(1, table.num_rows + 1)]
     dealer = make_dealer(
         table,
         anchor_ids,
+        apart=apart,
         identities_per_group=per_group,
         max_uses_per_sample=sample_cap,
         max_uses_per_identity=identity_cap,
@@ -69,6 +72,7 @@ def test_dealing_keeps_caps_and_gives_all_that_can_be_given(
     anchors_T, rows_T = dealer.deal(held, (held < 0).sum(1), uses)
     held_after = [[int(i) for i in row if i >= 0] for row in held]
     for a, row in zip(anchors_T, rows_T, strict=True):
+        assert tuple(sorted((int(own[a]), int(table.identity_ids_N[row])))) not in apart
         held_after[a].append(int(table.identity_ids_N[row]))
         uses[row] += 1
     uses_I = np.bincount(table.identity_ids_N, uses, len(sizes))
@@ -80,7 +84,8 @@ def test_dealing_keeps_caps_and_gives_all_that_can_be_given(
         if len(identities) < per_group - 1:  # then nothing acceptable is left
             for identity, size in enumerate(sizes):
                 full = uses_I[identity] >= min(size * (sample_cap or 99), identity_cap or 99)
-                assert full or identity == own[a] or identity in identities
+                kept_apart = tuple(sorted((int(own[a]), identity))) in apart
+                assert full or kept_apart or identity == own[a] or identity in identities
 
 
 def test_identities_and_their_rows_are_used_alike():
@@ -114,6 +119,17 @@ def test_one_dominating_identity_does_not_stop_the_others():
     anchors_T, rows_T = deal_to_empty(make_dealer(table, np.arange(503), identities_per_group=3))
     assert len(anchors_T) == 2 * 503
     assert np.bincount(table.identity_ids_N[rows_T]).tolist() == [3, 501, 502]
+
+
+@pytest.mark.parametrize("round_id", range(12))
+def test_an_anchor_kept_apart_from_most_identities_still_finds_the_few_that_are_left(round_id):
+    table = make_world(0, [2] * 40).identities
+    anchor = int(table.rows_of(0)[0])
+    dealer = make_dealer(
+        table, [anchor], apart={(0, i) for i in range(1, 36)}, identities_per_group=5
+    )
+    _, rows_T = deal_to_empty(replace(dealer, keys=RoundSeed(3, round_id)))
+    assert sorted(table.identity_ids_N[rows_T].tolist()) == [36, 37, 38, 39]
 
 
 def test_a_single_identity_gives_nothing():

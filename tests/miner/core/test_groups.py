@@ -91,6 +91,7 @@ def test_further_samples_are_drawn_alike_from_the_rest_of_the_identity():
             np.array([0], np.int32),
             np.array([4]),
             np.zeros(1, np.float32),
+            np.zeros(1, np.float32),
             np.array([0]),
         )
         negatives = Negatives(

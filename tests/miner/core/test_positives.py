@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miner.core import SelectionConfig
-from miner.core.positives import choose_positives, random_positives
+from miner.core.positives import choose_positives, guard_similarities, random_positives
 from miner.errors import SelectionError
 from miner.types import IdentityTable
-from tests.miner.core.selection_oracles import World, make_world
+from tests.miner.core.selection_oracles import World, guard_similarity, make_world
 
 
 def pick_by_hand(world: World, anchor: int, config: SelectionConfig) -> int:
@@ -95,6 +95,17 @@ def test_blocks_of_pairs_do_not_show(monkeypatch):
     )
     assert np.array_equal(whole[0], parts[0])
     assert np.array_equal(whole[1], parts[1])
+
+
+@pytest.mark.parametrize("rule", ["min", "mean", "max"])
+@settings(max_examples=40)
+@given(sizes_of_identities, st.integers(0, 1000))
+def test_guard_similarities_are_those_over_all_other_samples(rule, sizes, seed):
+    world = make_world(seed, sizes)
+    anchors = np.random.default_rng(seed).permutation(world.identities.num_rows)
+    found = guard_similarities(world.embeddings_ND, world.identities, anchors, rule)
+    expected = [guard_similarity(world, rule, anchor, -1) for anchor in anchors.tolist()]
+    assert found.tolist() == expected
 
 
 def test_an_anchor_without_another_sample_is_named():

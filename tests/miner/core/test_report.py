@@ -1,5 +1,7 @@
 """The figures of a round."""
 
+import dataclasses
+import json
 from collections import Counter
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miner.core import SelectionConfig
+from miner.core import CurriculumConfig, History, SelectionConfig, mine_round
 from miner.core.report import Notes, describe_selection, gini
 from miner.types import Groups, IdentityTable
+from tests.miner.core.selection_oracles import circle, search
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=12))
@@ -52,3 +55,34 @@ def test_the_figures_of_a_small_round_are_those_counted_by_hand():
     edges, counts = report.hardness_edges, report.hardness_counts
     filled = {edges[i]: count for i, count in enumerate(counts) if count}
     assert filled == {-1.0: 1, -0.25: 1, 0.25: 1}
+
+
+def test_a_report_with_everything_in_it_is_plain_json():
+    # Copies, so that a pair is listed; a steered curriculum; floors; anchors that come out short.
+    world = circle([0, 10, 20, 0, 10, 20, 90, 100, 180, 185], [0, 0, 0, 1, 1, 1, 2, 2, 3, 3])
+    config = SelectionConfig(
+        strategy="curriculum",
+        curriculum=CurriculumConfig(violating_fraction=0.5),
+        min_uses_per_sample=1,
+        min_groups_per_identity=1,
+        num_candidates=7,
+        groups_per_round=10,
+    )
+    earlier: tuple[Groups, ...] = ()
+    for round_id in (1, 2):
+        selection = mine_round(
+            lambda ids, k: search(world, ids.tolist(), k),
+            world.embeddings_ND,
+            world.identities,
+            config,
+            seed=0,
+            round_id=round_id,
+            history=History(earlier=earlier, target_hardness=-0.1),
+        )
+        earlier = (selection.groups,)
+    report = dataclasses.asdict(selection.report)
+    assert report["quarantine"]["pairs"]
+    assert report["shortfalls"]
+    assert report["still_violating"] is not None
+    assert set(report["floors_unmet"]) == {"min_uses_per_sample", "min_groups_per_identity"}
+    assert json.loads(json.dumps(report, allow_nan=False)) == report

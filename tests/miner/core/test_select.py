@@ -1,25 +1,30 @@
 """Whole rounds: against nested loops, and the invariants of any round."""
 
+import statistics
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miner.core import SelectionConfig, select_groups
+from miner.core import QuarantineConfig, SelectionConfig, select_groups
 from miner.core.positives import choose_positives
 from miner.errors import SelectionError
-from miner.types import Candidates, IdentityTable
+from tests.miner.core.selection_cases import configs, worlds
 from tests.miner.core.selection_oracles import (
-    World,
+    circle,
+    count_random_slots,
+    explain_by_hand,
     make_world,
-    mined_negatives,
     passes_guards,
-    same_groups,
     search,
     triplets_of,
 )
+from tests.miner.core.strategy_oracles import mined_negatives
 
 SEED, ROUND = 11, 4
+NO_QUARANTINE = QuarantineConfig(policy="off")
 
 
 def run(world, config, candidates):
@@ -43,65 +48,47 @@ def positives_of(world, config, candidates):
     return dict(zip(anchors.tolist(), positives.tolist(), strict=True))
 
 
-limit = st.one_of(st.none(), st.sampled_from([0.0, 0.25, 0.5]))
-cap = st.one_of(st.none(), st.integers(1, 3))
+def mine_by_hand(world, config, candidates):
+    positives = positives_of(world, config, candidates)
+    return mined_negatives(world, candidates, positives, config, seed=SEED, round_id=ROUND)
 
 
-@st.composite
-def configs(draw):
-    start = draw(st.integers(0, 2))
-    per_group = draw(st.integers(2, 4))
-    return SelectionConfig(
-        strategy=draw(st.sampled_from(["hardest", "semi_hard", "rank_window"])),
-        positive=draw(st.sampled_from(["random", "hardest", "easiest"])),
-        identities_per_group=per_group,
-        samples_per_identity=draw(st.integers(1, 4)),
-        margin=draw(st.sampled_from([0.25, 0.75])),
-        window_start=start,
-        window_stop=start + per_group - 1 + draw(st.integers(0, 2)),
-        max_similarity=draw(st.one_of(st.none(), st.sampled_from([0.5, 1.0]))),
-        absolute_margin=draw(limit),
-        relative_margin=draw(limit),
-        duplicate_similarity=draw(st.one_of(st.none(), st.sampled_from([0.5, 1.0]))),
-        max_uses_per_sample=draw(cap),
-        max_uses_per_identity=draw(cap),
-        underfill=draw(st.sampled_from(["drop", "relax", "random"])),
-        num_candidates=draw(st.sampled_from([8, 40])),
-    )
-
-
-@st.composite
-def worlds(draw):
-    sizes = draw(st.lists(st.integers(1, 5), min_size=2, max_size=7))
-    world = make_world(draw(st.integers(0, 10**6)), [2, *sizes])
-    possible = world.possible_anchors()
-    chosen = draw(st.permutations(possible))[: draw(st.integers(1, len(possible)))]
-    return world, chosen
-
-
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(worlds(), configs())
 def test_mined_negatives_are_those_of_nested_loops(world_and_anchors, config):
     world, anchors = world_and_anchors
     candidates = search(world, anchors, config.num_candidates)
     positives = positives_of(world, config, candidates)
-    expected = mined_negatives(world, candidates, positives, config, seed=SEED, round_id=ROUND)
-    if config.underfill == "drop":
-        full = [
-            a for a in anchors if sum(n[0] == a for n in expected) == config.negatives_per_group
-        ]
-        expected = {n for n in expected if n[0] in full}
+    mined = mine_by_hand(world, config, candidates)
     selection = run_or_explain(world, config, candidates)
     if isinstance(selection, str):
-        assert not expected
-        return
-    found = triplets_of(selection.groups)
-    assert {(a, n, tier) for a, _, n, tier in found if tier < 2} == expected
-    assert all(p == positives[a] for a, p, _, _ in found)
+        triplets = []
+    else:
+        triplets = triplets_of(selection.groups)
+        assert Counter(selection.report.shortfalls) == explain_by_hand(
+            world, candidates, config, mined
+        )
+        assert sum(selection.report.shortfalls.values()) == len(mined.short())
+    served = {anchor for anchor, _, _, _ in triplets}
+    found = {(a, n, tier) for a, _, n, tier in triplets if tier < 2}
+    assert found == {triplet for triplet in mined.negatives if triplet[0] in served}
+    assert all(p == positives[a] for a, p, _, _ in triplets)
+    for anchor in anchors:
+        num_random = sum(a == anchor and tier == 2 for a, _, _, tier in triplets)
+        room = config.negatives_per_group - mined.count(anchor)
+        slots = config.negatives_per_group - mined.demands[anchor]
+        assert num_random <= (room if config.underfill == "random" else slots)
+        if config.underfill == "drop":
+            complete = mined.count(anchor) == mined.demands[anchor]
+            # with random slots, caps may leave nothing to draw
+            assert anchor not in served or (complete and num_random == slots)
+            assert anchor in served or not complete or slots
+        else:
+            assert anchor in served or not mined.count(anchor)
 
 
 @settings(max_examples=150, deadline=None)
-@given(worlds(), configs())
+@given(worlds(), st.one_of(configs(), configs(quarantine=QuarantineConfig())))
 def test_no_round_breaks_a_promise(world_and_anchors, config):
     world, anchors = world_and_anchors
     candidates = search(world, anchors, config.num_candidates)
@@ -110,67 +97,111 @@ def test_no_round_breaks_a_promise(world_and_anchors, config):
         assert "no group could be made" in selection
         return
     groups, report = selection.groups, selection.report
-    triplets = triplets_of(groups)
-    uses: dict[int, int] = {}
-    uses_of_identity: dict[int, int] = {}
+    apart = frozenset(tuple(pair.identities) for pair in report.quarantine.pairs)
     negatives: dict[int, list[int]] = {}
-    for anchor, positive, negative, tier in triplets:
+    for anchor, positive, negative, tier in triplets_of(groups):
         assert anchor != positive
         assert world.identity(anchor) == world.identity(positive) != world.identity(negative)
-        assert tier == 2 or passes_guards(world, config, anchor, positive, negative)
-        uses[negative] = uses.get(negative, 0) + 1
-        identity = world.identity(negative)
-        uses_of_identity[identity] = uses_of_identity.get(identity, 0) + 1
-        negatives.setdefault(anchor, []).append(identity)
-    assert max(uses.values()) <= (config.max_uses_per_sample or 10**9)
-    assert max(uses_of_identity.values()) <= (config.max_uses_per_identity or 10**9)
+        assert tier == 2 or passes_guards(world, config, anchor, positive, negative, apart=apart)
+        assert tuple(sorted((world.identity(anchor), world.identity(negative)))) not in apart
+        negatives.setdefault(anchor, []).append(world.identity(negative))
     for identities in negatives.values():
         assert len(set(identities)) == len(identities) <= config.negatives_per_group
         assert config.underfill != "drop" or len(identities) == config.negatives_per_group
     assert np.isfinite(groups.similarities_an_T).all()
     assert groups.num_groups == len(negatives) == report.num_groups
-    assert len(triplets) == report.num_triplets == sum(report.tiers) == sum(report.hardness_counts)
     # Short anchors are counted before groups are dropped, so only what is left can be compared.
     short = [a for a in negatives if len(negatives[a]) < config.negatives_per_group]
     assert len(short) <= report.anchors_short <= report.num_anchors == len(anchors)
 
 
-@settings(max_examples=60, deadline=None)
-@given(worlds(), configs(), st.randoms(use_true_random=False))
-def test_the_order_of_anchors_has_no_effect_not_even_on_the_order_of_groups(
-    world_and_anchors, config, shuffler
-):
+@settings(max_examples=80, deadline=None)
+@given(worlds(), configs())
+def test_the_figures_of_the_report_are_those_counted_one_by_one(world_and_anchors, config):
     world, anchors = world_and_anchors
-    shuffled = list(anchors)
-    shuffler.shuffle(shuffled)
-    first, second = (
-        run_or_explain(world, config, search(world, order, config.num_candidates))
-        for order in (anchors, shuffled)
-    )
-    if isinstance(first, str):
-        assert first == second
-    else:
-        assert same_groups(first.groups, second.groups)
-        assert first.report == second.report
+    selection = run_or_explain(world, config, search(world, anchors, config.num_candidates))
+    if isinstance(selection, str):
+        return
+    report, triplets = selection.report, triplets_of(selection.groups)
+    sizes = world.identities.sizes_I.tolist()
+    served = [world.identity(anchor) for anchor in {a for a, _, _, _ in triplets}]
+    used_ids = [world.identity(n) for _, _, n, _ in triplets]
+    uses = {
+        "groups_per_identity": [served.count(i) for i, size in enumerate(sizes) if size >= 2],
+        "uses_per_identity": [used_ids.count(i) for i in range(len(sizes))],
+        "uses_per_sample": [sum(t[2] == row for t in triplets) for row in range(sum(sizes))],
+    }
+    exposures = report.anchor_exposure, report.identity_exposure, report.sample_exposure
+    for exposure, counts in zip(exposures, uses.values(), strict=True):
+        assert (exposure.min, exposure.max) == (min(counts), max(counts))
+        assert exposure.median == statistics.median(counts)
+        assert exposure.unused == pytest.approx(counts.count(0) / len(counts))
+        spread = sum(abs(a - b) for a in counts for b in counts) / len(counts) ** 2
+        assert exposure.gini == pytest.approx(spread / (2 * statistics.mean(counts)))
+    for name, counts in uses.items():
+        most = getattr(config, f"max_{name}")
+        assert max(counts) <= (most or 10**9)
+        least = getattr(config, f"min_{name}")
+        unmet = sum(count < least for count in counts)
+        assert report.floors_unmet.get(f"min_{name}", 0) == unmet
+    assert report.tiers == [sum(t[3] == tier for t in triplets) for tier in (0, 1, 2)]
+    assert len(triplets) == report.num_triplets == sum(report.hardness_counts)
 
 
-@pytest.mark.parametrize("strategy", ["hardest", "semi_hard", "rank_window"])
-def test_blocks_of_work_do_not_show(strategy, monkeypatch):
-    world = make_world(3, [4] * 12)
+@settings(max_examples=80, deadline=None)
+@given(worlds(), configs(min_uses_per_sample=0, min_uses_per_identity=0))
+def test_every_candidate_that_was_removed_is_counted_once(world_and_anchors, config):
+    world, anchors = world_and_anchors
+    candidates = search(world, anchors, config.num_candidates)
+    mined = mine_by_hand(world, config, candidates)
+    selection = run_or_explain(world, config, candidates)
+    if isinstance(selection, str):
+        return
+    dropped = dict(selection.report.dropped)
+    mining = [a for a, anchor in enumerate(anchors) if mined.demands[anchor]]
+    num_found = int((candidates.row_ids_AK[mining] >= 0).sum())
+    num_passed = sum(len(mined.passed[anchors[a]]) for a in mining)
+    num_wanted = sum(len(mined.bands[anchors[a]]) for a in mining)
+    assert dropped.pop("outside_strategy") == num_passed - num_wanted
+    assert sum(dropped.values()) == num_found - num_passed
+
+
+def test_a_round_without_room_for_random_slots_keeps_what_was_mined():
+    # Everything is asked to be random, and the cap leaves two uses of each other identity.
+    world = make_world(3, [3, 3, 3])
     config = SelectionConfig(
-        strategy=strategy, margin=0.5, max_uses_per_sample=2, num_candidates=30
+        strategy="hardest",
+        random_fraction=1.0,
+        identities_per_group=3,
+        max_uses_per_identity=2,
+        num_candidates=6,
+        quarantine=NO_QUARANTINE,
     )
-    candidates = search(world, world.possible_anchors(), 30)
-    whole = run(world, config, candidates).groups
-    monkeypatch.setattr("miner.core.proposals._BLOCK_ENTRIES", 70)
-    assert same_groups(run(world, config, candidates).groups, whole)
+    report = run(world, config, search(world, world.possible_anchors(), 6)).report
+    assert report.tiers == [0, 0, 6]
+    assert (report.negatives_missing, report.shortfalls) == (12, {})
+
+
+def test_random_slots_are_the_fraction_asked_for_and_drawn_per_anchor_and_slot():
+    world = make_world(5, [2] * 150, dim=4)
+    config = SelectionConfig(
+        strategy="hardest", random_fraction=0.25, num_candidates=150, quarantine=NO_QUARANTINE
+    )
+    anchors = world.possible_anchors()
+    groups = run(world, config, search(world, anchors, 150)).groups
+    random_of = Counter(a for a, _, _, tier in triplets_of(groups) if tier == 2)
+    slots = {a: count_random_slots(config, a, seed=SEED, round_id=ROUND) for a in anchors}
+    assert random_of == Counter({a: count for a, count in slots.items() if count})
+    # 900 slots: a standard deviation is 13.
+    assert abs(sum(slots.values()) - 225) < 52
+    assert len(set(slots.values())) > 2  # drawn for each slot, not for the anchor
 
 
 def test_hardest_is_the_nearest_sample_of_another_identity_over_the_whole_set():
     # The well-known slip: the place in the list of *other* samples is not a row number.
     world = make_world(8, [3, 4, 1, 5, 2, 6], dim=8)
     config = SelectionConfig(
-        strategy="hardest", identities_per_group=2, samples_per_identity=1, num_candidates=5
+        strategy="hardest", identities_per_group=2, num_candidates=5, quarantine=NO_QUARANTINE
     )
     anchors = world.possible_anchors()
     groups = run(world, config, search(world, anchors, 5)).groups
@@ -178,23 +209,6 @@ def test_hardest_is_the_nearest_sample_of_another_identity_over_the_whole_set():
         others = [r for r in range(21) if world.identity(r) != world.identity(anchor)]
         assert negative == max(others, key=lambda r: (world.similarity(anchor, r), -r))
     assert groups.num_groups == len(anchors)
-
-
-def circle(degrees: list[float], ids: list[int]) -> World:
-    angles = np.radians(degrees)
-    embeddings = np.stack((np.cos(angles), np.sin(angles)), 1).astype(np.float32)
-    return World(IdentityTable.from_ids(np.array(ids, np.int32)), embeddings)
-
-
-def test_a_relative_margin_lowers_the_threshold_when_the_positive_is_on_the_other_side():
-    # s_ap = cos 120 = -0.5. With 5 % the threshold is -0.525, not 0.95 * -0.5 = -0.475.
-    world = circle([0, 120, 119, 123], [0, 0, 1, 2])
-    config = SelectionConfig(
-        strategy="hardest", relative_margin=0.05, identities_per_group=2, num_candidates=2
-    )
-    selection = run(world, config, search(world, [0], 2))
-    assert [n for _, _, n, _ in triplets_of(selection.groups)] == [3]
-    assert selection.report.dropped["relative_margin"] == 1
 
 
 def test_semi_hard_takes_what_is_further_than_the_positive_but_within_the_margin():
@@ -208,7 +222,11 @@ def test_semi_hard_takes_what_is_further_than_the_positive_but_within_the_margin
 def test_a_copy_of_the_positive_under_another_identity_is_dropped():
     world = circle([0, 40, 40, 60], [0, 0, 1, 2])
     config = SelectionConfig(
-        strategy="hardest", duplicate_similarity=0.999, identities_per_group=2, num_candidates=2
+        strategy="hardest",
+        duplicate_similarity=0.999,
+        identities_per_group=2,
+        num_candidates=2,
+        quarantine=NO_QUARANTINE,
     )
     selection = run(world, config, search(world, [0], 2))
     assert [n for _, _, n, _ in triplets_of(selection.groups)] == [3]
@@ -241,26 +259,6 @@ def test_the_window_draws_each_identity_alike():
         counts[triplets_of(groups)[0][2]] += 1
     assert counts[[0, 1, 6]].tolist() == [0, 0, 0]
     assert np.abs(counts[2:6] - 125).max() < 45
-
-
-def test_the_same_identity_in_the_candidates_is_never_a_negative():
-    world = make_world(1, [3, 3])
-    rows = np.tile(np.arange(6), (6, 1))
-    candidates = Candidates(np.arange(6), rows, np.zeros((6, 6), np.float32))
-    config = SelectionConfig(strategy="hardest", num_candidates=6)
-    selection = run(world, config, candidates)
-    assert selection.report.dropped["same_identity"] == 18
-    for anchor, _, negative, _ in triplets_of(selection.groups):
-        assert world.identity(anchor) != world.identity(negative)
-
-
-def test_more_candidates_than_the_gallery_holds_leave_no_trace_of_the_padding():
-    world = make_world(1, [2, 1])
-    config = SelectionConfig(strategy="hardest", num_candidates=50)
-    selection = run(world, config, search(world, world.possible_anchors(), 50))
-    assert (selection.groups.row_ids_R >= 0).all()
-    assert selection.groups.num_triplets == 2
-    assert selection.report.negatives_missing == 4
 
 
 def test_one_dominating_identity_is_held_to_its_cap():

@@ -8,7 +8,7 @@ import pytest
 from miner.core import SelectionConfig, select_groups
 from miner.errors import SelectionError
 from miner.types import Candidates
-from tests.miner.core.selection_oracles import World, make_world, search
+from tests.miner.core.selection_oracles import World, circle, make_world, search
 
 
 def run(world, config, candidates):
@@ -51,6 +51,14 @@ def test_candidates_that_are_all_padding_are_explained():
     )
     config = SelectionConfig(strategy="hardest", num_candidates=3)
     with pytest.raises(SelectionError, match=r"removed by rule: none; search more candidates"):
+        run(world, config, candidates)
+
+
+def test_a_round_of_suspected_copies_only_says_so():
+    world = circle([0, 10, 20, 0, 10, 20], [0, 0, 0, 1, 1, 1])
+    config = SelectionConfig(strategy="hardest", identities_per_group=2, num_candidates=3)
+    candidates = search(world, world.possible_anchors(), 3)
+    with pytest.raises(SelectionError, match=r"quarantine 18; look at the identities"):
         run(world, config, candidates)
 
 
