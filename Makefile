@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test test-all check format bench bench-quality proto clean
+.PHONY: help setup demo test test-all check format proto clean
+.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-peers
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## .venv with every dependency at the version of constraints.txt
 
@@ -39,10 +40,29 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quality ## every benchmark; results go to tests/bench/results
+bench: bench-quality bench-composition bench-quarantine bench-selection bench-peers ## every benchmark; results go to tests/bench/results
 
 bench-quality: $(STAMP) ## the demo's arms over 3 other seeds, with a control (half an hour)
 	$(BIN)/python tests/bench/quality.py
+
+bench-composition: $(STAMP) ## groups and losses over image sets (hours; needs packages of tests/bench/datasets)
+	$(BIN)/python -m tests.bench.datasets.glyph_sets
+	$(BIN)/python -m tests.bench.datasets.spoken_words
+	$(BIN)/python -m tests.bench.composition
+	$(BIN)/python -m tests.bench.composition --report
+
+bench-quarantine: $(STAMP) ## identities that are one, found among glyphs
+	$(BIN)/python -m tests.bench.quarantine
+
+bench-selection: $(STAMP) ## time and memory of selection for a million anchors
+	$(BIN)/python -m tests.bench.selection
+
+bench-peers: $(VENV)/.peers ## side by side with sentence-transformers' miner, which it installs
+	$(BIN)/python -m tests.bench.side_by_side
+
+$(VENV)/.peers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,bench]'
+	touch $@
 
 proto: $(STAMP) ## regenerate the stubs from protos/coalface/v1/mining.proto
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/coalface/v1/mining.proto

@@ -47,12 +47,14 @@ class IdentityPairs:
         return len(self.keys_Q)
 
     def contain(self, left_n: Ids, right_n: Ids) -> npt.NDArray[np.bool_]:
-        """[n] bool, which of these pairs are in the set; O(n log Q)."""
-        if not len(self.keys_Q):
-            return np.zeros(len(left_n), np.bool_)
-        keys_n = _keys(left_n, right_n, self.num_identities)
-        places_n = np.minimum(np.searchsorted(self.keys_Q, keys_n), len(self.keys_Q) - 1)
-        found_n: npt.NDArray[np.bool_] = self.keys_Q[places_n] == keys_n
+        """[n] bool, which of these pairs are in the set; O(n + I), and O(log Q) for members."""
+        member_I = np.zeros(self.num_identities, np.bool_)
+        member_I[np.concatenate(self.members())] = True
+        found_n = member_I[left_n] & member_I[right_n]
+        # Of those in question, if any: most identities are in no pair.
+        keys_m = _keys(left_n[found_n], right_n[found_n], self.num_identities)
+        places_m = np.minimum(np.searchsorted(self.keys_Q, keys_m), len(self.keys_Q) - 1)
+        found_n[found_n] = self.keys_Q[places_m] == keys_m
         return found_n
 
     def members(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

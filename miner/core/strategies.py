@@ -101,9 +101,11 @@ def _rank_window(task: MiningTask, pool: Pool) -> Preference:
     start, stop = task.config.window_start, task.config.window_stop
     in_band_E = (rank_E >= start) & (rank_E < stop)
     keys_E = np.where(rank_E < start, start - rank_E, rank_E - (stop - 1)).astype(np.float64)
-    anchors, rows = pool.anchors_E[in_band_E], pool.rows_E[first_E[in_band_E]]
-    bits = draw_bits(task.keys.key(Stream.WINDOW), task.anchors.ids_A[anchors], rows)
-    keys_E[in_band_E] = bits >> 11
+    # One draw for an identity, by its nearest row; its other rows go with it.
+    leads = np.flatnonzero(in_band_E & (first_E == np.arange(len(first_E))))
+    anchors, rows = task.anchors.ids_A[pool.anchors_E[leads]], pool.rows_E[leads]
+    keys_E[leads] = draw_bits(task.keys.key(Stream.WINDOW), anchors, rows) >> 11
+    keys_E[in_band_E] = keys_E[first_E[in_band_E]]
     return Preference(in_band_E, keys_E)
 
 
