@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = ["CurriculumConfig", "QuarantineConfig"]
 
@@ -15,9 +15,15 @@ class QuarantineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: Literal["off", "report", "exclude"] = Field(
-        "exclude", description="Whether suspected pairs are looked for, listed, kept apart."
+        "exclude",
+        description="Whether pairs are looked for; whether those listed count as one identity.",
     )
     """The pairs that pass the test are label noise or copies: as negatives they only do harm."""
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare off as false
 
     min_copied: float = Field(
         0.5,
@@ -25,10 +31,13 @@ class QuarantineConfig(BaseModel):
         le=1.0,
         description="Share of the smaller identity's samples that have a copy in the other.",
     )
-    """Measured on glyphs against equal pixels: precision 0.96 to 0.99, whatever the training."""
+    """Measured on glyphs against equal pixels: `tests/bench/results/quarantine.md`."""
 
     copy_similarity: float = Field(
-        0.99999, gt=0.0, le=1.0, description="Samples at least this similar are copies."
+        0.99999,
+        gt=0.0,
+        le=1.0,
+        description="Samples at least this similar are copies, in a space around the origin.",
     )
     """Equal inputs give embeddings that are equal but for rounding."""
 
@@ -41,11 +50,20 @@ class QuarantineConfig(BaseModel):
     )
     """Neighbours mix less; who mixes more shares something else: a camera, a session, a font."""
 
+    max_confusion: float = Field(
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="Mixing is evidence only while at most this share of anchors, those with "
+        "copies left out, have a nearer row of another identity than of their own.",
+    )
+    """What a model confuses that still confuses much is what it has to learn, not label noise."""
+
     max_false_share: float = Field(
         0.01,
         gt=0.0,
         lt=1.0,
-        description="Expected share, at most, of pairs that are listed by chance.",
+        description="False share that the list of mixed pairs is cut at (Benjamini, Hochberg).",
     )
     """One false alarm among a hundred pairs costs a few negatives, no more."""
 

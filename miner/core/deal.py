@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.core.config import SelectionConfig
-from miner.core.pairs import IdentityPairs
 from miner.core.pool import Anchors
 from miner.core.ragged import ragged_arange, rank_in_runs
 from miner.core.rng import RoundSeed, Stream, draw_below, draw_bits
@@ -35,27 +34,28 @@ class Dealer:
         config: Size of a group, and caps.
         keys: Keys of the round's draws.
         anchors: All anchors of the round.
-        apart: Pairs of identities that must not be each other's negatives.
+        kin_I: [I] int32, the lowest of the identities that count as one with this one.
     """
 
     identities: IdentityTable
     config: SelectionConfig
     keys: RoundSeed
     anchors: Anchors
-    apart: IdentityPairs
+    kin_I: npt.NDArray[np.int32]
 
     def deal(self, held_AM: npt.NDArray[np.int32], needs_A: I64, uses_N: I64) -> tuple[I64, I64]:
-        """Give every anchor the random negatives that it needs, each of another identity.
+        """Give every anchor the random negatives that it needs, each of another identity (by kin).
 
         Guarantee: caps hold exactly, what is in use already included. An anchor gets fewer only
-        if every identity with use left is its own, one that it holds, or kept apart from its own.
+        if every identity with use left counts as one with its own or with one that it holds.
         Identities are dealt to
         those least used first, so their use differs by one, or by a few where caps or
         distinctness bind; which ones an anchor gets is otherwise uniformly random. Rows of an
         identity are used as evenly as can be. Depends on the set of anchors, not on their order.
 
         Args:
-            held_AM: [A, M] int32 identities that anchors hold already, -1 where free.
+            held_AM: [A, M] int32 identities that anchors hold already, by the lowest of their kin;
+                -1 where free.
             needs_A: [A] int64, negatives to give to each, no more than it has free.
             uses_N: [N] int64, how often each row is in use as a negative already.
 
@@ -79,10 +79,10 @@ class Dealer:
         """Fill ``held_AM`` up: anchors try random identities below a level of use that rises.
 
         When draws keep failing, anchors probe one identity after the other. A short anchor cannot
-        take M of them at most, its own and those it holds, and those kept apart from its own: so
-        once one more than these, or all, have been probed in vain, the level is exhausted.
+        take the kin of M identities at most, its own and those it holds: so once more than these,
+        or all, have been probed in vain, the level is exhausted.
         """
-        in_vain = _PATIENCE + held_AM.shape[1] + self.apart.most_partners()
+        in_vain = _PATIENCE + held_AM.shape[1] * int(np.bincount(self.kin_I).max())
         limits_I = self._limits(len(needs_A))
         level = _level_below(uses_I, limits_I, int(needs_A.sum()))
         rise, attempt, idle = 1, 0, 0
@@ -101,13 +101,13 @@ class Dealer:
             bits = draw_bits(key, self.anchors.ids_A[short])
             tried = open_ids[(draw_below(bits, len(open_ids)) + probe) % len(open_ids)]
             own = self.anchors.identities_A[short]
-            fits = (tried != own) & ~(held_AM[short] == tried[:, None]).any(1)
-            fits &= ~self.apart.contain(own, tried)
+            kin = self.kin_I[tried]
+            fits = (kin != self.kin_I[own]) & ~(held_AM[short] == kin[:, None]).any(1)
             order = np.lexsort((bits[fits], tried[fits]))
             short, tried = short[fits][order], tried[fits][order]
             given = rank_in_runs(tried) < room_I[tried]
             short, tried = short[given], tried[given]
-            held_AM[short, np.argmax(held_AM[short] < 0, axis=1)] = tried
+            held_AM[short, np.argmax(held_AM[short] < 0, axis=1)] = self.kin_I[tried]
             needs_A[short] -= 1
             np.add.at(uses_I, tried, 1)
             dealt.append((short, tried))

@@ -28,7 +28,7 @@ def apply_guards(task: MiningTask, pool: Pool) -> tuple[Pool, dict[str, int]]:
     """The candidates that pass every configured guard, and how many each guard dropped.
 
     Guarantee: no candidate that is left has its anchor's identity (so none is the anchor) or one
-    that the quarantine keeps apart from it, has
+    that counts as one with it, has
     ``s_an >= max_similarity``, ``s_an > s_ap - absolute_margin``, ``s_an > s_ap - relative_margin *
     |s_ap|`` (which lowers the threshold whatever the sign of ``s_ap``, unlike ``0.95 * s_ap``), or
     a similarity to the anchor's positive of ``duplicate_similarity`` or more. The ``s_ap`` of the
@@ -55,13 +55,13 @@ def apply_guards(task: MiningTask, pool: Pool) -> tuple[Pool, dict[str, int]]:
 def _keep(name: str, task: MiningTask, pool: Pool) -> npt.NDArray[np.bool_] | None:
     """Which entries a guard keeps; None where it is not configured."""
     anchors = task.anchors
+    identities_E = anchors.identities_A[pool.anchors_E]
     if name == "same_identity":
-        kept_E: npt.NDArray[np.bool_] = pool.identities_E != anchors.identities_A[pool.anchors_E]
+        kept_E: npt.NDArray[np.bool_] = pool.identities_E != identities_E
         return kept_E
     if name == "quarantine":
-        if not len(task.apart):
-            return None
-        return ~task.apart.contain(anchors.identities_A[pool.anchors_E], pool.identities_E)
+        kin_E: npt.NDArray[np.bool_] = pool.kin_E != task.kin_I[identities_E]
+        return kin_E
     limit: float | None = getattr(task.config, name)
     if limit is None:
         return None

@@ -40,7 +40,8 @@ class Ledger:
     """What anchors hold so far.
 
     Attributes:
-        held_AM: [A, M] int32, identities of the negatives of each anchor; -1 where one is missing.
+        held_AM: [A, M] int32, identities of the negatives of each anchor, by the lowest of their
+            kin; -1 where one is missing.
         uses_N: [N] int64, how often each row is in use as a negative.
         random_slots_A: [A] int64, of the missing ones those that are to be random identities.
     """
@@ -51,8 +52,10 @@ class Ledger:
         identities: IdentityTable,
         config: SelectionConfig,
         keys: RoundSeed,
+        kin_I: npt.NDArray[np.int32],
     ) -> None:
         self.anchors, self.identities, self.config, self.keys = anchors, identities, config, keys
+        self.kin_I = kin_I
         self.held_AM = np.full((len(anchors.ids_A), config.negatives_per_group), -1, np.int32)
         self.uses_N = np.zeros(identities.num_rows, np.int64)
         self.random_slots_A = _draw_random_slots(anchors, config, keys)
@@ -100,7 +103,7 @@ class Ledger:
         free_T = self.held_AM.shape[1] - self.count_missing()[negatives.anchors_T]
         slots_T = free_T + np.arange(len(starts_T)) - starts_T
         identities_T = self.identities.identity_ids_N[negatives.rows_T]
-        self.held_AM[negatives.anchors_T, slots_T] = identities_T
+        self.held_AM[negatives.anchors_T, slots_T] = self.kin_I[identities_T]
         np.add.at(self.uses_N, negatives.rows_T, 1)
         self._given.append(negatives)
 

@@ -78,7 +78,8 @@ def mine_round(  # noqa: PLR0913 - what the result is a function of
     """
     history = history or History()
     if config.strategy == "random":
-        return random_groups(identities, config, seed=seed, round_id=round_id)
+        suspects = _known(history, identities) if config.quarantine.policy == "exclude" else None
+        return random_groups(identities, config, seed=seed, round_id=round_id, suspects=suspects)
     anchor_ids_A = choose_anchors(identities, config, seed=seed, round_id=round_id)
     candidates = search(anchor_ids_A, config.num_candidates)
     further = []
@@ -111,8 +112,7 @@ def _guide(
     identities: IdentityTable,
     history: History,
 ) -> Guidance:
-    suspects = np.array(history.suspects, np.int64).reshape(-1, 2)
-    known = IdentityPairs.of(suspects[:, 0], suspects[:, 1], identities.num_identities)
+    known = _known(history, identities)
     if config.strategy != "curriculum":
         return Guidance(known)
     if config.curriculum.violating_fraction is None:
@@ -124,3 +124,8 @@ def _guide(
         return Guidance(known, config.curriculum.start)
     target = next_target(config.curriculum, history.target_hardness, violating)
     return Guidance(known, target, violating)
+
+
+def _known(history: History, identities: IdentityTable) -> IdentityPairs:
+    suspects = np.array(history.suspects, np.int64).reshape(-1, 2)
+    return IdentityPairs.of(suspects[:, 0], suspects[:, 1], identities.num_identities)

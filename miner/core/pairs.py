@@ -1,6 +1,6 @@
-"""Unordered pairs of identities, as a set that arrays can be looked up in. Pure NumPy.
+"""Unordered pairs of identities, as a set, and what they connect. Pure NumPy.
 
-Shape legend: Q = pairs, I = identities, n = looked up.
+Shape legend: Q = pairs, I = identities, n = pairs before they are a set.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ class IdentityPairs:
         """The set of these pairs; a pair may be given more than once and in either order.
 
         Example:
-            >>> pairs = IdentityPairs.of(np.array([2, 0]), np.array([1, 2]), 3)
-            >>> pairs.contain(np.array([1, 0, 2]), np.array([2, 1, 0])).tolist()
-            [True, False, True]
+            >>> IdentityPairs.of(np.array([4, 2, 1]), np.array([2, 4, 2]), 5).kin().tolist()
+            [0, 1, 1, 3, 1]
         """
         return cls(num_identities, np.unique(_keys(left_Q, right_Q, num_identities)))
 
@@ -46,25 +45,27 @@ class IdentityPairs:
     def __len__(self) -> int:
         return len(self.keys_Q)
 
-    def contain(self, left_n: Ids, right_n: Ids) -> npt.NDArray[np.bool_]:
-        """[n] bool, which of these pairs are in the set; O(n + I), and O(log Q) for members."""
-        member_I = np.zeros(self.num_identities, np.bool_)
-        member_I[np.concatenate(self.members())] = True
-        found_n = member_I[left_n] & member_I[right_n]
-        # Of those in question, if any: most identities are in no pair.
-        keys_m = _keys(left_n[found_n], right_n[found_n], self.num_identities)
-        places_m = np.minimum(np.searchsorted(self.keys_Q, keys_m), len(self.keys_Q) - 1)
-        found_n[found_n] = self.keys_Q[places_m] == keys_m
-        return found_n
-
     def members(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The lower and the higher identity of each pair."""
         low_Q, high_Q = np.divmod(self.keys_Q, max(1, self.num_identities))
         return low_Q, high_Q
 
-    def most_partners(self) -> int:
-        """In how many pairs the identity is that occurs most often."""
-        return int(np.bincount(np.concatenate(self.members())).max(initial=0))
+    def kin(self) -> npt.NDArray[np.int32]:
+        """[I] int32, for each identity the lowest one that it is connected to through pairs.
+
+        What is one with one of two that are one is one with both.
+        """
+        left_Q, right_Q = self.members()
+        kin_I = np.arange(self.num_identities, dtype=np.int32)
+        while True:
+            lower_Q = np.minimum(kin_I[left_Q], kin_I[right_Q])
+            next_I = kin_I.copy()
+            np.minimum.at(next_I, left_Q, lower_Q)
+            np.minimum.at(next_I, right_Q, lower_Q)
+            next_I = next_I[next_I]
+            if np.array_equal(next_I, kin_I):
+                return kin_I
+            kin_I = next_I
 
 
 def _keys(left_n: Ids, right_n: Ids, num_identities: int) -> npt.NDArray[np.int64]:

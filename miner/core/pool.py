@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.core.config import SelectionConfig
-from miner.core.pairs import IdentityPairs
 from miner.core.rng import RoundSeed
 from miner.errors import SelectionError
 from miner.types import Candidates, IdentityTable
@@ -52,7 +51,8 @@ class MiningTask:
 
     Attributes:
         candidates, embeddings_ND, identities, config, keys, anchors: The round's input.
-        apart: Pairs of identities that must not be each other's negatives.
+        kin_I: [I] int32, the lowest of the identities that count as one with this one: itself, but
+            for those in quarantine.
         target_hardness: For strategy ``curriculum``.
     """
 
@@ -62,7 +62,7 @@ class MiningTask:
     config: SelectionConfig
     keys: RoundSeed
     anchors: Anchors
-    apart: IdentityPairs
+    kin_I: npt.NDArray[np.int32]
     target_hardness: float = 0.0
 
 
@@ -74,6 +74,7 @@ class Pool:
         anchors_E: [E] int64 positions among the :class:`Anchors`, ascending.
         rows_E: [E] int64 row ids.
         identities_E: [E] int32.
+        kin_E: [E] int32, the same number for identities that count as one.
         similarities_E: [E] float32, ``s_an``.
         hardness_E: [E] float32, ``s_an - s_ap``.
     """
@@ -81,6 +82,7 @@ class Pool:
     anchors_E: I64
     rows_E: I64
     identities_E: npt.NDArray[np.int32]
+    kin_E: npt.NDArray[np.int32]
     similarities_E: F32
     hardness_E: F32
 
@@ -121,7 +123,8 @@ def read_pool(task: MiningTask, anchors_a: I64) -> Pool:
     rows_E, similarities_E = rows_aK[real_aK], similarities_aK[real_aK]
     hardness_E = similarities_E - task.anchors.similarities_ap_A[anchors_E]
     identities_E = task.identities.identity_ids_N[rows_E]
-    return Pool(anchors_E, rows_E, identities_E, similarities_E, hardness_E)
+    kin_E = task.kin_I[identities_E]
+    return Pool(anchors_E, rows_E, identities_E, kin_E, similarities_E, hardness_E)
 
 
 def _refuse(broken_aK: npt.NDArray[np.bool_], ids_a: I64, fault: str) -> None:

@@ -42,7 +42,7 @@ class Proposals:
         identities_P: [P] int32.
         similarities_P: [P] float32.
         steps_P: [P] int16 or int32, how far on the same anchor's next proposal to the same identity
-            is; 0 if there is none.
+            is; 0 if there is none. Identities that count as one are the same.
         leads_P: [P] bool, whether it is the anchor's first proposal to its identity.
     """
 
@@ -63,7 +63,8 @@ def collect_proposals(
         task: The round's input.
         anchors_a: [a] int64 ascending positions among the anchors.
         tier: ``STRATEGY`` for what the strategy wants, ``RELAXED`` for what only the guards allow.
-        held_AM: [A, M] int32 identities that anchors hold already, -1 where none; left out.
+        held_AM: [A, M] int32 identities that anchors hold already, by the lowest of their kin, -1
+            where none; left out.
 
     Returns:
         The proposals, in the order of strategy and composition, and how many candidates each guard
@@ -98,7 +99,7 @@ def _in_order(
     preference = prefer(task, pool)
     wanted_E = preference.in_band_E if tier is Tier.STRATEGY else ~preference.in_band_E
     if len(pool.rows_E) and (held_AM[pool.anchors_E[0] : pool.anchors_E[-1] + 1] >= 0).any():
-        wanted_E = wanted_E & ~(held_AM[pool.anchors_E] == pool.identities_E[:, None]).any(1)
+        wanted_E = wanted_E & ~(held_AM[pool.anchors_E] == pool.kin_E[:, None]).any(1)
     num_outside = len(wanted_E) - int(np.count_nonzero(preference.in_band_E))
     pool, keys_E = pool.take(wanted_E), preference.keys_E[wanted_E]
     if keys_E.any():

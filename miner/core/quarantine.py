@@ -23,7 +23,7 @@ from miner.core.pairs import IdentityPairs
 from miner.core.positives import guard_similarities
 from miner.core.ragged import ragged_arange
 from miner.core.rng import Stream, draw_bits, stream_key
-from miner.core.suspicion import TIE, Suspicion, compare_pairs, no_suspicion
+from miner.core.suspicion import TIE, Suspicion, compare_pairs, no_suspicion, with_p_values
 from miner.types import Candidates, IdentityTable
 
 __all__ = ["Quarantine", "inspect_identities"]
@@ -31,6 +31,9 @@ __all__ = ["Quarantine", "inspect_identities"]
 _COLUMNS = 16
 """Candidates per anchor in which suspects are looked for: nearer ones than all its own samples."""
 _MAX_PAIRS = 1 << 15
+_CROWDING_ROWS = 1 << 12
+_COLLAPSED = 1e-3
+"""Rows at random this near to each other differ by little more than rounding."""
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -69,21 +72,26 @@ def inspect_identities(  # noqa: PLR0913 - what the result is a function of
     each, n = n_i + n_j in all, and listed for one of two reasons.
 
     Copies: of the identity with fewer samples a share of ``min_copied`` has a sample of the other
-    that is similar by ``copy_similarity``, and as many of the other have one of it.
+    that is its copy, and as many of the other have one of it.
 
     Mixed: T of the n samples have their nearest one (ties count in part) across, and
 
     - ``T / (2 n_i n_j / (n - 1))`` is within ``mixing_tolerance`` of 1: the denominator is the
       expected T of one identity cut in two at random;
     - at least one sample of each is the other's nearest (they are mutual neighbours);
-    - T or more of n samples are far above chance, which is the share of all anchors that have such
-      a neighbour, the confusion rate: the binomial tail is so small that at most a share of
-      ``max_false_share`` of the pairs listed is expected to be there by chance. So an embedding
-      that confuses many identities gives little evidence.
+    - T or more of n samples are far above chance, which is the share of anchors that have such a
+      neighbour, those of identities with copies left out: the binomial tail is as small as
+      ``max_false_share`` asks for by the rule of Benjamini and Hochberg;
+    - that chance is at most ``max_confusion``.
+
+    In a crowded space all are similar: copies must be as near to each other relative to rows at
+    random as ``copy_similarity`` says of a space around the origin, and there are none where rows
+    at random are hardly farther.
 
     Guarantee: a pure function of the *set* of anchors and the other arguments. At most 2**15 pairs
-    are tested, those to which the largest shares of their samples point. Of identities with more
-    than ``max_rows`` samples the same seeded draw of them serves as anchors and in the test.
+    are tested beside the known ones, those to which the largest shares of their samples point. Of
+    identities with more than ``max_rows`` samples the same seeded draw of them serves as anchors
+    and in the test.
 
     Args:
         candidates: [A, K] nearest rows of other identities.
@@ -110,15 +118,35 @@ def inspect_identities(  # noqa: PLR0913 - what the result is a function of
     pairs = _most_pointed(*_point(candidates, confused, own, identities), known, identities)
     if not len(pairs):
         return Quarantine(no_suspicion(), 0, confusion_rate)
-    tested = compare_pairs(pairs, embeddings_ND, shown, config.copy_similarity, confusion_rate)
+    tested = compare_pairs(
+        pairs, embeddings_ND, shown, _copy_similarity(candidates, embeddings_ND, config)
+    )
     smaller_Q = np.minimum(tested.num_left_Q, tested.num_right_Q)
     copied_Q = tested.num_copies_Q >= config.min_copied * smaller_Q
+    # Who has copies says nothing of how well the embedding tells identities apart.
+    original_I = np.ones(identities.num_identities, np.bool_)
+    original_I[tested.left_Q[copied_Q]] = original_I[tested.right_Q[copied_Q]] = False
+    original_A = original_I[identities.identity_ids_N[candidates.anchor_ids_A]]
+    chance = np.count_nonzero(original_A[confused]) / max(1, original_A[looked_at].sum())
+    tested = with_p_values(tested, float(chance))
     mixed_Q = np.abs(tested.mixing_Q - 1.0) <= config.mixing_tolerance
+    mixed_Q &= chance <= config.max_confusion
     mixed_Q &= tested.num_mutual_Q > 0
     mixed_Q &= tested.p_value_Q <= _threshold(tested.p_value_Q, config.max_false_share)
     listed = tested.take(copied_Q | mixed_Q)
     order_Q = np.lexsort((listed.right_Q, listed.left_Q, -listed.similarity_Q, listed.p_value_Q))
     return Quarantine(listed.take(order_Q), len(pairs), confusion_rate)
+
+
+def _copy_similarity(candidates: Candidates, embeddings_ND: F32, config: QuarantineConfig) -> float:
+    """From which similarity on samples of this space are copies; above 1 if it has collapsed."""
+    rows = np.sort(candidates.anchor_ids_A)
+    rows = rows[:: -(-len(rows) // _CROWDING_ROWS)]
+    mean_D = embeddings_ND[rows].mean(0, dtype=np.float64)
+    apart = 1.0 - float(mean_D @ mean_D)  # mean distance of rows at random, as 1 - similarity
+    if apart < _COLLAPSED:
+        return 2.0
+    return 1.0 - max((1.0 - config.copy_similarity) * apart, float(TIE))
 
 
 def _find_confused(

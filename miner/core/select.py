@@ -25,7 +25,7 @@ from miner.core.proposals import collect_proposals
 from miner.core.quarantine import inspect_identities
 from miner.core.report import Notes
 from miner.core.rng import RoundSeed
-from miner.core.shortfalls import explain_shortfalls
+from miner.core.shortfalls import IDENTITIES, explain_shortfalls
 from miner.core.similarities import pair_similarities
 from miner.errors import SelectionError
 from miner.types import Candidates, IdentityTable, Tier
@@ -71,7 +71,8 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
     :func:`random_groups`, and the candidates are not looked at.
 
     Pairs of identities that :func:`~miner.core.quarantine.inspect_identities` lists are in the
-    report, and under policy ``exclude`` never each other's negatives, in any tier.
+    report, and under policy ``exclude`` those that they connect count as one in every tier, but
+    for caps and floors: they are not each other's negatives, nor together those of one anchor.
 
     Floors come first: negatives are assigned as if each sample, then each identity, could be used
     no more often than its floor says; what anchors still need is assigned up to the caps. So who
@@ -108,29 +109,36 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
     _require_fit(candidates, embeddings_ND, identities)
     keys = RoundSeed(seed, round_id)
     anchors = _anchors(candidates, embeddings_ND, identities, config, keys)
-    apart = IdentityPairs.none(identities.num_identities)
-    task = MiningTask(candidates, embeddings_ND, identities, config, keys, anchors, apart)
-    task, notes = _guided(task, guidance or Guidance(apart))
-    ledger = Ledger(anchors, identities, config, keys)
+    nothing = IdentityPairs.none(identities.num_identities)
+    task = MiningTask(candidates, embeddings_ND, identities, config, keys, anchors, nothing.kin())
+    task, notes = _guided(task, guidance or Guidance(nothing))
+    ledger = Ledger(anchors, identities, config, keys, task.kin_I)
     for caps in ledger.floors_and_caps():
         dropped = _mine(task, ledger, Tier.STRATEGY, caps)
         notes.dropped = notes.dropped or dropped  # the first look is at all candidates
     if config.underfill != "drop":
         _mine(task, ledger, Tier.RELAXED, ledger.caps())
-    notes.shortfalls = explain_shortfalls(task, ledger)
-    _deal(ledger, task.apart, embeddings_ND)
+    lacking_A = ledger.demands()
+    _deal(ledger, embeddings_ND)
+    notes.shortfalls = explain_shortfalls(task, ledger, lacking_A)
     return ledger.close(notes)
 
 
 def random_groups(
-    identities: IdentityTable, config: SelectionConfig, *, seed: int, round_id: int
+    identities: IdentityTable,
+    config: SelectionConfig,
+    *,
+    seed: int,
+    round_id: int,
+    suspects: IdentityPairs | None = None,
 ) -> Selection:
     """Groups of random positives and random other identities; needs no embeddings.
 
     Guarantee: anchors, caps, shape and purity as in :func:`select_groups`; identities are used as
     negatives as evenly as :meth:`~miner.core.deal.Dealer.deal` says. Similarities are NaN and every
     tier is RANDOM. With ``config.underfill`` other than ``drop``, a group is kept if it has one
-    negative.
+    negative. No embedding, no quarantine: only ``suspects``, which earlier rounds have listed,
+    count as one.
 
     Raises:
         SelectionError: If no identity has two samples, or caps or a single identity leave no group.
@@ -144,10 +152,12 @@ def random_groups(
     anchors = Anchors(
         ids_A, identities.identity_ids_N[ids_A], positives_A, unknown_A, unknown_A, places_A
     )
-    ledger = Ledger(anchors, identities, config, RoundSeed(seed, round_id))
+    known = suspects or IdentityPairs.none(identities.num_identities)
+    ledger = Ledger(anchors, identities, config, RoundSeed(seed, round_id), known.kin())
     ledger.random_slots_A[:] = config.negatives_per_group
-    _deal(ledger, IdentityPairs.none(identities.num_identities), None)
-    return ledger.close(Notes())
+    _deal(ledger, None)
+    num_short = int(np.count_nonzero(ledger.count_missing()))
+    return ledger.close(Notes(shortfalls={IDENTITIES: num_short} if num_short else {}))
 
 
 def _anchors(
@@ -171,7 +181,7 @@ def _anchors(
 
 
 def _guided(task: MiningTask, guidance: Guidance) -> tuple[MiningTask, Notes]:
-    """What is known before the first candidate is judged: who is kept apart, what is aimed at."""
+    """What is known before the first candidate is judged: who counts as one, what is aimed at."""
     notes, config = Notes(), task.config
     if config.quarantine.policy != "off":
         s_ap_A = np.empty_like(task.anchors.similarities_ap_A)
@@ -188,8 +198,8 @@ def _guided(task: MiningTask, guidance: Guidance) -> tuple[MiningTask, Notes]:
         if config.quarantine.policy == "exclude":
             listed = notes.quarantine.suspicion
             num_identities = task.identities.num_identities
-            apart = IdentityPairs.of(listed.left_Q, listed.right_Q, num_identities)
-            task = replace(task, apart=apart)
+            pairs = IdentityPairs.of(listed.left_Q, listed.right_Q, num_identities)
+            task = replace(task, kin_I=pairs.kin())
     if config.strategy == "curriculum":
         target = guidance.target_hardness
         notes.target_hardness = config.curriculum.start if target is None else target
@@ -217,13 +227,13 @@ def _mine(task: MiningTask, ledger: Ledger, tier: Tier, caps: Caps) -> Counter[s
     return dropped
 
 
-def _deal(ledger: Ledger, apart: IdentityPairs, embeddings_ND: F32 | None) -> None:
+def _deal(ledger: Ledger, embeddings_ND: F32 | None) -> None:
     """Give random identities to the slots that are for them, or to all that are empty."""
     fill_all = ledger.config.underfill == "random"
     needs_A = ledger.count_missing() if fill_all else ledger.random_slots_A
     if not needs_A.any():
         return
-    dealer = Dealer(ledger.identities, ledger.config, ledger.keys, ledger.anchors, apart)
+    dealer = Dealer(ledger.identities, ledger.config, ledger.keys, ledger.anchors, ledger.kin_I)
     anchors_T, rows_T = dealer.deal(ledger.held_AM, needs_A, ledger.uses_N)
     anchor_ids_T = ledger.anchors.ids_A[anchors_T]
     if embeddings_ND is None:

@@ -15,27 +15,40 @@ from miner.core.ledger import Ledger
 from miner.core.pool import MiningTask, Pool, read_pool
 from miner.core.strategies import identity_groups, prefer
 
-__all__ = ["explain_shortfalls"]
+__all__ = ["IDENTITIES", "explain_shortfalls"]
+
+IDENTITIES = "identities"
+"""The reason of anchors that even random identities could not fill up."""
 
 _BLOCK_ENTRIES = 1 << 19
 
 
-def explain_shortfalls(task: MiningTask, ledger: Ledger) -> dict[str, int]:
-    """Count the anchors that lack mined negatives, each under one reason.
+def explain_shortfalls(
+    task: MiningTask, ledger: Ledger, lacking_A: npt.NDArray[np.int64]
+) -> dict[str, int]:
+    """Count the anchors that came out short, each under the first reason that holds.
 
     - ``candidates``: fewer other identities among its candidates than it needs;
     - ``guards``: enough of these, but too few pass the guards;
     - ``strategy``: enough pass, but the strategy wants too few and underfill is ``drop``;
-    - ``caps``: enough are wanted, but others that are harder got them.
+    - ``caps``: enough are wanted, but others that are harder got them;
+    - ``identities``: what is missing was to be random, and too few other identities had use left.
+
+    Args:
+        task: The round's input.
+        ledger: After the last tier.
+        lacking_A: [A] int64, mined negatives that each anchor lacked before random ones were dealt.
 
     Returns:
-        Counts by reason, without those of 0; slots meant for random identities count as none.
+        Counts by reason, without those of 0; together the anchors that are short.
 
     Cost: O(E log E) for the candidates of the short anchors.
     """
-    short = np.flatnonzero(ledger.demands() > 0)
+    is_short_A = ledger.count_missing() > 0
+    mined_A = is_short_A & (lacking_A > 0) & (task.config.underfill != "random")
+    short = np.flatnonzero(mined_A)
     needed_A = task.config.negatives_per_group - ledger.random_slots_A
-    counts: Counter[str] = Counter()
+    counts = Counter({IDENTITIES: int(np.count_nonzero(is_short_A & ~mined_A))})
     block = max(1, _BLOCK_ENTRIES // max(1, task.candidates.row_ids_AK.shape[1]))
     for begin in range(0, len(short), block):
         anchors = short[begin : begin + block]

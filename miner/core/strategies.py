@@ -65,7 +65,7 @@ def prefer(task: MiningTask, pool: Pool) -> Preference:
 
 
 def identity_groups(pool: Pool) -> tuple[I64, I64]:
-    """Entries put together by (anchor, identity), each run nearest first.
+    """Entries put together by (anchor, identity), each run nearest first; kin are one identity.
 
     Args:
         pool: By anchor; in any order within one.
@@ -76,13 +76,12 @@ def identity_groups(pool: Pool) -> tuple[I64, I64]:
     Example:
         >>> anchors, ids = np.array([0, 0, 0, 1]), np.array([5, 4, 5, 5], np.int32)
         >>> nothing = np.zeros(4, np.float32)
-        >>> both = identity_groups(Pool(anchors, np.arange(4), ids, nothing, nothing))
+        >>> both = identity_groups(Pool(anchors, np.arange(4), ids, ids, nothing, nothing))
         >>> [part.tolist() for part in both]
         [[1, 0, 2, 3], [0, 0, 1, 0]]
     """
-    order_E = segment_order(pool.anchors_E, pool.identities_E)
-    anchors_E, identities_E = pool.anchors_E[order_E], pool.identities_E[order_E]
-    return order_E, rank_in_runs(anchors_E << 32 | identities_E)
+    order_E = segment_order(pool.anchors_E, pool.kin_E)
+    return order_E, rank_in_runs(pool.anchors_E[order_E] << 32 | pool.kin_E[order_E])
 
 
 def _hardest(_: MiningTask, pool: Pool) -> Preference:

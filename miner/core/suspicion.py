@@ -7,7 +7,7 @@ W = samples of both identities of a pair.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from miner.core.ragged import bounded_blocks
 from miner.types import IdentityTable
 
-__all__ = ["TIE", "Suspicion", "compare_pairs", "no_suspicion"]
+__all__ = ["TIE", "Suspicion", "compare_pairs", "no_suspicion", "with_p_values"]
 
 _BLOCK_FLOATS = 1 << 21
 TIE = np.float32(1e-6)
@@ -69,16 +69,15 @@ def no_suspicion() -> Suspicion:
 
 
 def compare_pairs(
-    keys_Q: I64, embeddings_ND: F32, shown: IdentityTable, copy_similarity: float, chance: float
+    keys_Q: I64, embeddings_ND: F32, shown: IdentityTable, copy_similarity: float
 ) -> Suspicion:
-    """Compare the samples of both identities of each pair.
+    """Compare the samples of both identities of each pair; p values are 1 as yet.
 
     Args:
         keys_Q: [Q] int64, ``left * num_identities + right``.
         embeddings_ND: [N, D] float32 L2-normalised.
         shown: The samples to look at of each identity.
         copy_similarity: From which on a sample is a copy of another.
-        chance: Of a sample to have its nearest one across if the identities are different.
 
     Cost: O(Q W^2 D) time, some 50 MB at a time.
     """
@@ -92,19 +91,36 @@ def compare_pairs(
         pair = _PairBlock.gather(shown, left_Q[part], right_Q[part])
         found = pair.compare(embeddings_ND, copy)
         hits_Q[part], num_mutual_Q[part], num_copies_Q[part], similarity_Q[part] = found
-    # Of one identity cut in two, as many samples would have their nearest one across.
-    expected_Q = 2.0 * num_left_Q * num_right_Q / np.maximum(rows_Q - 1, 1)
     return Suspicion(
         left_Q=left_Q,
         right_Q=right_Q,
         num_left_Q=num_left_Q,
         num_right_Q=num_right_Q,
-        mixing_Q=hits_Q / expected_Q,
+        mixing_Q=hits_Q / _expected(num_left_Q, num_right_Q),
         num_copies_Q=num_copies_Q,
         num_mutual_Q=num_mutual_Q,
         similarity_Q=similarity_Q,
-        p_value_Q=_tail(hits_Q, rows_Q, chance),
+        p_value_Q=np.ones(len(keys_Q)),
     )
+
+
+def with_p_values(found: Suspicion, chance: float) -> Suspicion:
+    """The same evidence with its p values.
+
+    Args:
+        found: Pairs.
+        chance: Of a sample to have its nearest one across if the identities are different.
+    """
+    rows_Q = found.num_left_Q + found.num_right_Q
+    hits_Q = found.mixing_Q * _expected(found.num_left_Q, found.num_right_Q)
+    return replace(found, p_value_Q=_tail(hits_Q, rows_Q, chance))
+
+
+def _expected(num_left_Q: I64, num_right_Q: I64) -> F64:
+    """Of one identity cut in two at random, samples that have their nearest one across."""
+    both_Q = num_left_Q + num_right_Q
+    expected_Q: F64 = 2.0 * num_left_Q * num_right_Q / np.maximum(both_Q - 1, 1)
+    return expected_Q
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,31 +51,52 @@ def inspect_by_hand(
     seed: int = 0,
 ) -> Inspection:
     """All pairs of identities that anchors point to, tested one by one."""
-    pairs, num_confused, num_looked_at = set(known), 0, 0
+    pairs = set(known)
+    looked_at: list[int] = []
+    confused: list[int] = []
     for a, anchor in enumerate(candidates.anchor_ids_A.tolist()):
         if anchor not in _shown(world, world.identity(anchor), config, seed):
             continue
-        num_looked_at += 1
+        looked_at.append(anchor)
         own = max(world.similarity(anchor, row) for row in world.others(anchor))
         found_K = zip(candidates.row_ids_AK[a].tolist(), candidates.similarities_AK[a], strict=True)
         nearer = [row for row, similarity in found_K if row >= 0 and similarity >= own]
-        num_confused += bool(nearer)
+        confused += [anchor] * bool(nearer)
         for row in nearer[:16]:
             pairs.add(_ordered(world.identity(anchor), world.identity(row)))
-    tested = {pair: _compare(world, pair, config, seed) for pair in pairs}
-    confusion_rate = num_confused / max(1, num_looked_at)
+    limit = copy_limit(world, candidates, config)
+    tested = {pair: _compare(world, pair, config, seed, limit) for pair in pairs}
+    copied = {
+        pair
+        for pair, found in tested.items()
+        if found.num_copies >= config.min_copied * min(found.num_rows)
+    }
+    without = {identity for pair in copied for identity in pair}
+    num_confused = sum(world.identity(anchor) not in without for anchor in confused)
+    num_others = sum(world.identity(anchor) not in without for anchor in looked_at)
+    chance = num_confused / max(1, num_others)
     p_values = {
-        pair: chernoff(float(found.hits), sum(found.num_rows), confusion_rate)
+        pair: chernoff(float(found.hits), sum(found.num_rows), chance)
         for pair, found in tested.items()
     }
     credible = _few_false(p_values, config.max_false_share)
     listed = set()
     for pair, found in tested.items():
-        copied = found.num_copies >= config.min_copied * min(found.num_rows)
         mixed = abs(found.mixing - 1) <= config.mixing_tolerance and found.num_mutual > 0
-        if copied or (mixed and pair in credible):
+        mixed = mixed and chance <= config.max_confusion
+        if pair in copied or (mixed and pair in credible):
             listed.add(pair)
-    return Inspection(tested, p_values, listed, confusion_rate)
+    return Inspection(tested, p_values, listed, len(confused) / max(1, len(looked_at)))
+
+
+def copy_limit(world: World, candidates: Candidates, config: QuarantineConfig) -> np.float32:
+    """From which similarity on two samples are copies."""
+    vectors = [world.embeddings_ND[a].astype(float) for a in sorted(candidates.anchor_ids_A)]
+    mean = sum(vectors) / len(vectors)
+    apart = 1 - sum(x * x for x in mean.tolist())
+    if apart < 1e-3:
+        return np.float32(2)
+    return np.float32(1 - max((1 - config.copy_similarity) * apart, 1e-6))
 
 
 def chernoff(hits: float, num_rows: int, rate: float) -> float:
@@ -100,7 +121,9 @@ def _shown(world: World, identity: int, config: QuarantineConfig, seed: int) -> 
     return [row for _, row in drawn[: config.max_rows]]
 
 
-def _compare(world: World, pair: Pair, config: QuarantineConfig, seed: int) -> Evidence:
+def _compare(
+    world: World, pair: Pair, config: QuarantineConfig, seed: int, limit: np.float32
+) -> Evidence:
     left, right = (_shown(world, identity, config, seed) for identity in pair)
     rows = left + right
     nearest: dict[int, list[int]] = {}
@@ -115,7 +138,6 @@ def _compare(world: World, pair: Pair, config: QuarantineConfig, seed: int) -> E
     num_mutual = sum(any(x in nearest[y] and y in nearest[x] for y in right) for x in left)
 
     def copied(rows: list[int], others: list[int]) -> int:
-        limit = np.float32(config.copy_similarity)
         return sum(any(world.similarity(r, o) >= limit for o in others) for r in rows)
 
     across = [max(float(world.similarity(x, y)) for y in right) for x in left]

@@ -25,6 +25,16 @@ class World:
 
     identities: IdentityTable
     embeddings_ND: npt.NDArray[np.float32]
+    listed: frozenset[tuple[int, int]] = frozenset()
+    """Pairs of identities that count as one, and so does what they connect."""
+
+    @cached_property
+    def kin(self) -> list[int]:
+        kin = list(range(self.identities.num_identities))
+        for _ in kin:
+            for left, right in self.listed:
+                kin[left] = kin[right] = min(kin[left], kin[right])
+        return kin
 
     @cached_property
     def similarities(self) -> list[list[np.float32]]:
@@ -43,6 +53,10 @@ class World:
 
     def identity(self, row: int) -> int:
         return self.identity_list[row]
+
+    def one(self, row: int) -> int:
+        """The lowest of the identities that count as one with the row's."""
+        return self.kin[self.identity(row)]
 
     def others(self, row: int) -> list[int]:
         """The other rows of a row's identity."""
@@ -121,13 +135,10 @@ def passes_guards(
     anchor: int,
     positive: int,
     row: int,
-    *,
-    apart: frozenset[tuple[int, int]] = frozenset(),
 ) -> bool:
     s_an = world.similarity(anchor, row)
     s_ap = guard_similarity(world, config.guard_positive, anchor, positive)
-    pair = sorted((world.identity(row), world.identity(anchor)))
-    if pair[0] == pair[1] or tuple(pair) in apart:
+    if world.one(row) == world.one(anchor):
         return False
     if config.max_similarity is not None and s_an >= np.float32(config.max_similarity):
         return False
@@ -146,6 +157,7 @@ class Market:
 
     lists: dict[int, list[int]]
     identity: Callable[[int], int]
+    one: Callable[[int], int]
     hardness: Callable[[int, int], float]
     demand: Callable[[int], int]
     row_cap: Callable[[int], float]
@@ -158,9 +170,9 @@ class Market:
         for row in self.lists[anchor]:
             if len(chosen) >= demand:
                 break
-            if (anchor, row) not in refused and self.identity(row) not in identities:
+            if (anchor, row) not in refused and self.one(row) not in identities:
                 chosen.append(row)
-                identities.append(self.identity(row))
+                identities.append(self.one(row))
         return chosen
 
     def run(self, seed: int) -> set[tuple[int, int]]:
@@ -238,10 +250,10 @@ def explain_by_hand(
         if anchor not in mined.short():
             continue
         rows = [row for row in candidates.row_ids_AK[a].tolist() if row >= 0]
-        own = world.identity(anchor)
 
-        def too_few(rows: list[int], need: int = mined.demands[anchor], own: int = own) -> bool:
-            return len({world.identity(row) for row in rows} - {own}) < need
+        def too_few(rows: list[int], anchor: int = anchor) -> bool:
+            others = {world.one(r) for r in rows if world.identity(r) != world.identity(anchor)}
+            return len(others) < mined.demands[anchor]
 
         if too_few(rows):
             reasons["candidates"] += 1

@@ -96,9 +96,9 @@ def window_lists(
     ranked: list[int] = []
     nearest: dict[int, int] = {}
     for row in rows:
-        if world.identity(row) not in ranked:
-            ranked.append(world.identity(row))
-            nearest[world.identity(row)] = row
+        if world.one(row) not in ranked:
+            ranked.append(world.one(row))
+            nearest[world.one(row)] = row
     window = ranked[config.window_start : config.window_stop]
     key = stream_key(*keys, Stream.WINDOW)
 
@@ -107,15 +107,12 @@ def window_lists(
         return int(draw_bits(key, np.array([anchor]), row)[0] >> np.uint64(11))
 
     def distance_to_window(row: int) -> int:
-        rank = ranked.index(world.identity(row))
+        rank = ranked.index(world.one(row))
         before = config.window_start - rank
         return before if before > 0 else rank - (config.window_stop - 1)
 
     band = [
-        row
-        for identity in sorted(window, key=draw)
-        for row in rows
-        if world.identity(row) == identity
+        row for identity in sorted(window, key=draw) for row in rows if world.one(row) == identity
     ]
     return band, sorted((row for row in rows if row not in band), key=distance_to_window)
 
@@ -126,7 +123,7 @@ def composed(world: World, config: SelectionConfig, rows: list[int]) -> list[int
         return rows
     leads: list[int] = []
     for row in rows:
-        if world.identity(row) not in [world.identity(lead) for lead in leads]:
+        if world.one(row) not in [world.one(lead) for lead in leads]:
             leads.append(row)
     left, beyond = leads[: config.composition_width], leads[config.composition_width :]
     order = [left.pop(0)]
@@ -137,12 +134,7 @@ def composed(world: World, config: SelectionConfig, rows: list[int]) -> list[int
             for row in left
         ]
         order.append(left.pop(gains.index(max(gains))))
-    return [
-        row
-        for lead in [*order, *beyond]
-        for row in rows
-        if world.identity(row) == world.identity(lead)
-    ]
+    return [row for lead in [*order, *beyond] for row in rows if world.one(row) == world.one(lead)]
 
 
 def _gain(composition: str, to_chosen: list[float]) -> float:
@@ -162,7 +154,6 @@ def mined_negatives(
     *,
     seed: int,
     round_id: int,
-    apart: frozenset[tuple[int, int]] = frozenset(),
     target: float | None = None,
 ) -> Mined:
     """The negatives of a round that are not random."""
@@ -172,7 +163,7 @@ def mined_negatives(
         mined.passed[anchor] = [
             row
             for row in candidates.row_ids_AK[a].tolist()
-            if row >= 0 and passes_guards(world, config, anchor, positive, row, apart=apart)
+            if row >= 0 and passes_guards(world, config, anchor, positive, row)
         ]
         mined.bands[anchor], rest[anchor] = preference_lists(
             world,
@@ -209,9 +200,9 @@ def _stages(config: SelectionConfig) -> Iterator[tuple[int, float, float]]:
 def _without_held(world: World, mined: Mined, lists: dict[int, list[int]]) -> dict[int, list[int]]:
     held: dict[int, list[int]] = {anchor: [] for anchor in lists}
     for anchor, row, _ in mined.negatives:
-        held[anchor].append(world.identity(row))
+        held[anchor].append(world.one(row))
     return {
-        anchor: [row for row in rows if world.identity(row) not in held[anchor]]
+        anchor: [row for row in rows if world.one(row) not in held[anchor]]
         for anchor, rows in lists.items()
     }
 
@@ -230,6 +221,7 @@ def _open_market(
     return Market(
         lists=lists,
         identity=world.identity,
+        one=world.one,
         hardness=lambda a, n: float(world.similarity(a, n) - world.similarity(a, positives[a])),
         demand=lambda a: left[a],
         row_cap=lambda n: max(0, caps[0] - taken.count(n)),

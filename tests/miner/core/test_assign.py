@@ -67,6 +67,7 @@ def test_the_matching_is_that_of_one_proposal_at_a_time(
     market = Market(
         lists=lists,
         identity=lambda row: int(identity_of[row]),
+        one=lambda row: int(identity_of[row]),
         hardness=lambda anchor, row: float(similarities[anchor, row]),
         demand=lambda anchor: int(demands[anchor]),
         row_cap=lambda row: np.inf if row_caps is None else row_caps[row],

@@ -1,5 +1,7 @@
 """Pairs of identities that look like one: against nested loops, and what is done about them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -88,6 +90,7 @@ inspections = st.builds(
     mixing_tolerance=st.sampled_from([0.187, 0.487, 0.987]),
     max_false_share=st.sampled_from([0.013, 0.31, 0.99]),
     max_rows=st.sampled_from([4, 5, 64]),
+    max_confusion=st.sampled_from([0.187, 0.487, 1.0]),
 )
 
 
@@ -137,13 +140,12 @@ def test_rounds_with_quarantine_are_those_of_nested_loops(world_and_anchors, con
         world.embeddings_ND, world.identities, np.array(anchors), config, seed=11, round_id=4
     )
     mined = mined_negatives(
-        world,
+        replace(world, listed=frozenset(listed)),
         candidates,
         dict(zip(anchors, positives.tolist(), strict=True)),
         config,
         seed=11,
         round_id=4,
-        apart=frozenset(listed),
     )
     assert {(a, n, tier) for a, _, n, tier in triplets} == mined.negatives
 
@@ -237,6 +239,72 @@ def test_policy_exclude_keeps_listed_pairs_apart_in_every_tier(underfill, random
     assert [pair.identities for pair in selection.report.quarantine.pairs] == [[0, 1]]
     assert (0, 1) not in pairs_used(world, selection)
     assert (selection.report.dropped["quarantine"] > 0) == (random_fraction < 1)
+
+
+@pytest.mark.parametrize("composition", ["star", "chain", "community", "diverse"])
+@pytest.mark.parametrize("underfill", ["relax", "random"])
+def test_no_group_holds_two_identities_that_count_as_one(composition, underfill):
+    # Ten people, each under three names that hold the same pictures: 0-2, 3-5...
+    world = make_faces(4, [i // 3 for i in range(30)], [6] * 30)
+    for identity in range(30):
+        first = world.identities.rows_of(identity - identity % 3)
+        world.embeddings_ND[world.identities.rows_of(identity)] = world.embeddings_ND[first]
+    config = SelectionConfig(
+        composition=composition,
+        underfill=underfill,
+        identities_per_group=6,
+        window_stop=10,
+        num_candidates=170,
+    )
+    candidates = search(world, world.possible_anchors(), 170)
+    selection = select_groups(
+        candidates, world.embeddings_ND, world.identities, config, seed=5, round_id=1
+    )
+    assert len(selection.report.quarantine.pairs) == 30
+    people = {}
+    for anchor, _, negative, _ in triplets_of(selection.groups):
+        people.setdefault(anchor, [world.identity(anchor) // 3]).append(
+            world.identity(negative) // 3
+        )
+    assert all(len(set(found)) == len(found) == 6 for found in people.values())
+
+
+def test_a_random_round_knows_the_suspects_of_its_history():
+    world, _ = two_names()
+    config = SelectionConfig(strategy="random", identities_per_group=10)
+    for suspects, expected in (((), True), (((0, 1),), False)):
+        selection = mine_round(
+            lambda ids, k: search(world, ids.tolist(), k),
+            world.embeddings_ND,
+            world.identities,
+            config,
+            seed=5,
+            round_id=2,
+            history=History(suspects=suspects),
+        )
+        assert ((0, 1) in pairs_used(world, selection)) is expected
+
+
+def test_a_collapsed_embedding_has_no_copies():
+    rng = np.random.default_rng(0)
+    for noise in (0.0, 1e-4):
+        vectors = np.ones((80, 8)) + noise * rng.normal(size=(80, 8))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        table = IdentityTable.from_ids(np.repeat(np.arange(20, dtype=np.int32), 4))
+        world = World(table, vectors.astype(np.float32))
+        found = inspect(world, search(world, world.possible_anchors(), 20), QuarantineConfig())
+        assert found.num_tested > 50
+        assert pairs_of(found) == []
+
+
+def test_many_copies_do_not_hide_a_person_under_two_names():
+    # Names 0 and 1 are one person; names 22 to 41 hold copies of the pictures of 2 to 21.
+    world = make_faces(4, [0, 0, *range(1, 21), *range(1, 21), *range(21, 60)], [8] * 81)
+    for identity in range(22, 42):
+        rows = world.identities.rows_of(identity)
+        world.embeddings_ND[rows] = world.embeddings_ND[world.identities.rows_of(identity - 20)]
+    found = inspect(world, search(world, world.possible_anchors(), 20), QuarantineConfig())
+    assert set(pairs_of(found)) == {(0, 1), *((i, i + 20) for i in range(2, 22))}
 
 
 def test_policy_report_lists_pairs_and_policy_off_does_not_look_and_neither_touches_groups():
