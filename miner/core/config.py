@@ -14,7 +14,7 @@ __all__ = ["CurriculumConfig", "QuarantineConfig", "SelectionConfig"]
 class SelectionConfig(BaseModel):
     """Selection of anchors, positives and negatives. Similarities are cosines, higher is closer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     strategy: Literal[
         "hardest",
@@ -210,11 +210,18 @@ class SelectionConfig(BaseModel):
         return caps == (None, None) and not (self.min_uses_per_sample or self.min_uses_per_identity)
 
     @model_validator(mode="after")
-    def _floors_fit_below_caps(self) -> Self:
+    def _bounds_fit(self) -> Self:
         for name in ("groups_per_identity", "uses_per_sample", "uses_per_identity"):
             floor, cap = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if cap is not None and floor > cap:
                 raise ValueError(f"min_{name}={floor} is above max_{name}={cap}")
+        for low, high in (
+            ("min_uses_per_sample", "max_uses_per_identity"),
+            ("distance_cutoff", "distance_limit"),
+        ):
+            least, most = getattr(self, low), getattr(self, high)
+            if most is not None and least > most:
+                raise ValueError(f"{low}={least} is above {high}={most}, so it cannot be met")
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ __all__ = ["CurriculumConfig", "QuarantineConfig"]
 class QuarantineConfig(BaseModel):
     """When two identities are taken for one, or for copies of one another."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     policy: Literal["off", "report", "exclude"] = Field(
         "exclude",
@@ -76,7 +76,7 @@ class QuarantineConfig(BaseModel):
 class CurriculumConfig(BaseModel):
     """The target hardness ``s_an - s_ap`` of strategy ``curriculum``, and what moves it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     start: float = Field(-0.2, ge=-2.0, le=2.0, description="Target hardness at step 0.")
     """The easy end of the semi-hard band."""

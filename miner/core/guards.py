@@ -38,7 +38,8 @@ def apply_guards(task: MiningTask, pool: Pool) -> tuple[Pool, dict[str, int]]:
         The pool, in its order, and a count for each of :data:`GUARD_NAMES`.
 
     Cost: O(E) time, and O(E D) more for the duplicates.
-    Source: Moreira et al., NV-Retriever (2024): its TopK-MarginPos with margin m is
+    Source: ``max_similarity`` is what sentence-transformers' miner calls ``max_score``. Moreira et
+        al., NV-Retriever (2024): its TopK-MarginPos with margin m is
         ``absolute_margin = m``, its TopK-PercPos with share p is ``relative_margin = 1 - p``.
     """
     dropped = {}

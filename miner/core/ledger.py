@@ -118,7 +118,7 @@ class Ledger:
         negatives = Negatives.concatenate(self._given)
         negatives = negatives.take(missing_A[negatives.anchors_T] <= allowed)
         if not len(negatives.rows_T):
-            raise SelectionError(_explain_nothing(self, notes.dropped))
+            raise SelectionError(_explain_nothing(self, notes))
         groups = build_groups(
             self.anchors, negatives, self.identities, self.config.samples_per_identity, self.keys
         )
@@ -137,33 +137,52 @@ def _draw_random_slots(anchors: Anchors, config: SelectionConfig, keys: RoundSee
 
 
 _ADVICE = {
+    "candidates": "search more candidates (num_candidates), or set underfill to random",
+    "strategy": "raise num_candidates, widen the strategy (margin, window_start, window_stop) or "
+    "set underfill to relax",
+    "caps": "raise max_uses_per_sample or max_uses_per_identity, or choose fewer anchors "
+    "(groups_per_round)",
+    "identities": "raise max_uses_per_sample or max_uses_per_identity",
+}
+_GUARD_ADVICE = {
     "same_identity": "search for neighbours of other identities",
     "max_similarity": "raise max_similarity",
     "absolute_margin": "lower absolute_margin",
     "relative_margin": "lower relative_margin",
     "duplicate_similarity": "raise duplicate_similarity",
     "quarantine": "look at the identities under suspicion, or set quarantine.policy to report",
-    "outside_strategy": "raise num_candidates, widen the strategy (margin, window_start, "
-    "window_stop) or set underfill to relax",
 }
 
 
-def _explain_nothing(ledger: Ledger, dropped: Mapping[str, int]) -> str:
-    """Which rule took the candidates of a round without groups, and what to change."""
+def _explain_nothing(ledger: Ledger, notes: Notes) -> str:
+    """Which rule left a round without groups, and what to change."""
     config, num_short = ledger.config, int(np.count_nonzero(ledger.count_missing()))
-    removed = {name: count for name, count in dropped.items() if count}
+    removed = {name: count for name, count in notes.dropped.items() if count}
     counts = ", ".join(f"{name} {count}" for name, count in removed.items()) or "none"
-    if removed:
-        advice = _ADVICE[max(removed, key=lambda name: removed[name])]
-    elif ledger.identities.num_identities < 2:
-        advice = "a negative needs a second identity; check the identity column"
-    else:
-        advice = "search more candidates (num_candidates), or set underfill to random"
     return (
         f"no group could be made from {len(ledger.held_AM)} anchors with strategy "
         f"{config.strategy} and underfill {config.underfill}: {num_short} anchors have fewer than "
         f"{config.negatives_per_group} negatives, {int(ledger.uses_N.sum())} were found "
         f"(max_uses_per_sample={config.max_uses_per_sample}, "
         f"max_uses_per_identity={config.max_uses_per_identity}); candidates removed by rule: "
-        f"{counts}; {advice}"
+        f"{counts}; {_advise(ledger, notes, removed)}"
     )
+
+
+def _advise(ledger: Ledger, notes: Notes, removed: Mapping[str, int]) -> str:
+    """What to change so that most of the short anchors would get their negatives."""
+    num_identities, per_group = len(np.unique(ledger.kin_I)), ledger.config.identities_per_group
+    if ledger.identities.num_identities < 2:
+        return "a negative needs a second identity; check the identity column"
+    if num_identities < 2:
+        return _GUARD_ADVICE["quarantine"]
+    if num_identities < per_group:
+        return (
+            f"identities_per_group={per_group} is more than the {num_identities} different "
+            "identities that there are: make groups smaller"
+        )
+    reason = max(notes.shortfalls, key=lambda name: notes.shortfalls[name], default="candidates")
+    guards = [name for name in removed if name in _GUARD_ADVICE]
+    if reason == "guards" and guards:
+        return _GUARD_ADVICE[max(guards, key=lambda name: removed[name])]
+    return _ADVICE.get(reason, _ADVICE["candidates"])

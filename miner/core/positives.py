@@ -88,8 +88,9 @@ def choose_positives(  # noqa: PLR0913 - what the result is a function of
 
     Cost: O(A D) time for ``random``, else O(P (D + log P)); memory is bounded by about 2**20 pairs
         or one identity's rows, whichever is more.
-    Source: Xuan et al., Improved embeddings with easy positive triplet mining (2020), for easiest
-        and semi-hard positives.
+    Source: Hermans et al., In defense of the triplet loss (2017), for the hardest; percentiles, in
+        place of the hardest, are ours. Xuan et al., Improved embeddings with easy positive triplet
+        mining (2020), for easiest and semi-hard positives.
     """
     if config.positive == "random":
         positive_ids_A = random_positives(identities, anchor_ids_A, seed=seed, round_id=round_id)

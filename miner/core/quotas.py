@@ -68,7 +68,8 @@ def allocate_quota(
 
     Cost: O((I + round_id) log) time, with floors some times as much; O(I + round_id) memory.
     Source: Bertsekas and Gallager, Data Networks (1992), sec. 6.5.2, max-min fairness; rotation is
-        systematic sampling with unequal probabilities (Madow 1949).
+        systematic sampling with unequal probabilities (Madow 1949). Shares by a power of the size:
+        Mahajan et al., Exploring the limits of weakly supervised pretraining (2018).
 
     Example:
         >>> caps, weights = np.array([9, 1, 5]), np.ones(3)

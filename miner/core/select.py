@@ -101,8 +101,9 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
         SelectionError: If the candidates do not fit the catalog, a similarity is not finite, an
             anchor has no positive, or no group can be made; says which rule removed how many.
 
-    Cost: O(A K log K) time; beside the candidates as much memory again for a window, up to three
-        times as much for ``hardest`` or ``semi_hard`` under caps.
+    Cost: O(A K log K) time. Memory beside the candidates: without caps and floors half as much
+        again, with them two to three times as much, since every anchor's whole list is kept.
+    Source: the tiers of underfill are ours; what they assign, that of the parts.
     """
     if config.strategy == "random":
         return random_groups(identities, config, seed=seed, round_id=round_id)

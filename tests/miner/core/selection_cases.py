@@ -67,7 +67,7 @@ def configs(draw: st.DrawFn, /, **fixed: Any) -> SelectionConfig:
         "absolute_margin": draw(_limit),
         "relative_margin": draw(_limit),
         "duplicate_similarity": draw(st.one_of(st.none(), st.sampled_from([0.5, 1.0]))),
-        "min_uses_per_sample": draw(st.integers(0, min(2, sample_cap or 2))),
+        "min_uses_per_sample": draw(st.integers(0, min(2, sample_cap or 2, identity_cap or 2))),
         "min_uses_per_identity": draw(st.integers(0, min(3, identity_cap or 3))),
         "max_uses_per_sample": sample_cap,
         "max_uses_per_identity": identity_cap,
