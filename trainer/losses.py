@@ -73,6 +73,11 @@ class TripletLoss:
       (Schroff et al. 2015);
     - ``...+...``: the sum of two of these.
 
+    In the sum of both in-batch parts the hard one fades before the space collapses: with the
+    batch's crowding ``c``, the squared length of its mean embedding (1 where all rows are equal),
+    its weight is ``(1 - c) / (1 - crowding_limit)``, at most 1, and no gradient flows through it.
+    Hard triplets pull a space together that is full of wrong labels; semi-hard ones push it apart.
+
     In-batch mining uses every dataset row once, however often the batch holds it, so that a row is
     never its own positive. Where no triplet is left the loss is 0, with zero gradients.
 
@@ -86,6 +91,7 @@ class TripletLoss:
         parts = config.mode.split("+")
         self._mined = "mined" in parts
         self._miners: list[Any] = []
+        self._crowding_limit = config.crowding_limit
         distance = distances.LpDistance(normalize_embeddings=True, p=2)
         if "in_batch_hard" in parts:
             self._miners.append(miners.BatchHardMiner(distance=distance))
@@ -111,10 +117,29 @@ class TripletLoss:
             return loss
         first_U = _first_occurrences(batch.row_ids_R)
         distinct_UD, identities_U = embeddings_RD[first_U], batch.identity_ids_R[first_U]
-        for miner in self._miners:
-            found = miner(distinct_UD, identities_U)
-            loss = loss + self._criterion(distinct_UD, identities_U, found)
+        parts = [
+            self._criterion(distinct_UD, identities_U, miner(distinct_UD, identities_U))
+            for miner in self._miners
+        ]
+        if len(parts) > 1:  # hard comes first
+            parts[0] = parts[0] * _room_left(distinct_UD, self._crowding_limit)
+        for part in parts:
+            loss = loss + part
         return loss
+
+
+def _room_left(embeddings_UD: torch.Tensor, limit: float) -> torch.Tensor:
+    """1 up to the limit of crowding, from there falling to 0 for a collapsed batch.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # the squared length of their mean is 1/2
+        >>> round(float(_room_left(rows, 0.2)), 3), float(_room_left(rows, 0.8))
+        (0.625, 1.0)
+    """
+    if limit == 1:
+        return torch.ones((), device=embeddings_UD.device)
+    mean_D = torch.nn.functional.normalize(embeddings_UD.detach()).mean(dim=0)
+    return ((1 - mean_D.square().sum()) / (1 - limit)).clamp(0, 1)
 
 
 def _first_occurrences(row_ids_R: torch.Tensor) -> torch.Tensor:

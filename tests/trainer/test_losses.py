@@ -138,3 +138,60 @@ def test_descending_the_batch_hard_loss_brings_positives_closer_than_negatives()
     farthest_positive = distance.masked_fill(~same, -1).amax(1)
     nearest_negative = distance.masked_fill(same, 9).amin(1)
     assert (farthest_positive < nearest_negative).all()
+
+
+def crowded(spread_degrees: float) -> tuple[torch.Tensor, BatchIndex]:
+    """Six rows around one point: the less spread, the nearer to collapse."""
+    rows = circle(*(x * spread_degrees for x in (0, 0.5, 0.6, 1.0, 1.3, 1.5)))
+    return rows, index([0, 0, 1, 1, 2, 2])
+
+
+def crowding_of(rows: torch.Tensor) -> float:
+    return float(rows.mean(0).square().sum())
+
+
+@pytest.mark.parametrize("spread", [2.0, 10.0, 30.0, 60.0])
+def test_hard_triplets_fade_beside_semi_hard_ones_as_the_batch_crowds(spread: float) -> None:
+    rows, batch = crowded(spread)
+    limit = 0.9
+    config = LossConfig(
+        mode="in_batch_hard+in_batch_semi_hard", margin=MARGIN, crowding_limit=limit
+    )
+    room = min(1.0, (1 - crowding_of(rows)) / (1 - limit))
+    expected = loss_of("in_batch_semi_hard", rows, batch) + room * loss_of(
+        "in_batch_hard", rows, batch
+    )
+    assert float(TripletLoss(config)(rows, batch)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_spreads_above_lie_on_both_sides_of_the_limit() -> None:
+    crowdings = [crowding_of(crowded(spread)[0]) for spread in (2.0, 30.0, 60.0)]
+    assert crowdings[0] > 0.99
+    assert crowdings[1] > 0.9 > crowdings[2]
+
+
+def test_a_crowding_limit_of_one_never_fades_anything() -> None:
+    rows, batch = crowded(2.0)
+    config = LossConfig(mode="in_batch_hard+in_batch_semi_hard", margin=MARGIN, crowding_limit=1.0)
+    parts = [loss_of(mode, rows, batch) for mode in ("in_batch_hard", "in_batch_semi_hard")]
+    assert float(TripletLoss(config)(rows, batch)) == pytest.approx(sum(parts), abs=1e-6)
+
+
+def test_hard_triplets_alone_do_not_fade() -> None:
+    rows, batch = crowded(2.0)
+    faded = LossConfig(mode="in_batch_hard", margin=MARGIN, crowding_limit=0.1)
+    assert float(TripletLoss(faded)(rows, batch)) == loss_of("in_batch_hard", rows, batch)
+
+
+def test_a_row_that_several_groups_hold_counts_once_in_the_crowding() -> None:
+    rows, batch = crowded(60.0)
+    again = torch.tensor([0, 1, 2, 3, 4, 5, 0, 0, 0, 0])
+    repeated = BatchIndex(
+        batch.row_ids_R[again],
+        batch.identity_ids_R[again],
+        *(torch.empty(0, dtype=torch.int64),) * 3,
+    )
+    loss = TripletLoss(
+        LossConfig(mode="in_batch_hard+in_batch_semi_hard", margin=MARGIN, crowding_limit=0.5)
+    )
+    assert float(loss(rows[again], repeated)) == pytest.approx(float(loss(rows, batch)), abs=1e-6)
