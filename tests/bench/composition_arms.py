@@ -58,7 +58,8 @@ ARMS = (
     *(Arm(f"star, window 0-20, {name}", loss, STAR) for name, loss in LOSSES.items()),
     Arm("star, window 0-20, hard+semi-hard, warm-up 150", BOTH, STAR, warmup_steps=150),
     *(
-        Arm(f"star, window 0-20, 8 identities, {name}", loss, STAR | {"identities_per_group": 8})
+        Arm(f"{group}, {name}", loss, COMPOSITIONS[group])
+        for group in ("star, window 0-20, 8 identities", "star, window 0-5")
         for name, loss in LOSSES.items()
         if "brake" in name
     ),
