@@ -103,12 +103,12 @@ class Refresher:
 
     def _mine(self, weights: AcceptedWeights | None) -> Mined:
         config, identities = self.config, self.catalog.identities
-        draws = {"seed": config.seed, "round_id": self.writer.next_round_id}
+        seed, round_id = config.seed, self.writer.next_round_id
         is_warm = weights is not None and weights.step >= config.refresh.warmup_steps
         if weights is None or not is_warm or config.selection.strategy == RANDOM:
             self._enter("selecting", len(identities.sizes_I), "identities")
             is_warm_up = config.selection.strategy != RANDOM
-            groups = random_groups(identities, config.selection, **draws)
+            groups = random_groups(identities, config.selection, seed=seed, round_id=round_id)
             return Mined(groups, RANDOM, is_warm_up)
         self._enter("embedding", identities.num_rows, "rows")
         key = self.pool.key(weights.sha256)
@@ -121,7 +121,13 @@ class Refresher:
         )
         search = _Search(self, key)
         selection = mine_round(
-            search, self.snapshots.open(key), identities, config.selection, **draws, history=history
+            search,
+            self.snapshots.open(key),
+            identities,
+            config.selection,
+            seed=seed,
+            round_id=round_id,
+            history=history,
         )
         return Mined(selection, config.selection.strategy, index=search.index)
 

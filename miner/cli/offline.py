@@ -34,6 +34,7 @@ class Form(StrEnum):
     TRIPLET = "triplet"
     N_TUPLE = "n-tuple"
     LABELED_PAIR = "labeled-pair"
+    SUSPECTS = "suspects"
 
 
 class Format(StrEnum):
@@ -88,7 +89,8 @@ def mine(  # noqa: PLR0913, PLR0917 - one per option
 
     report = mined.report
     typer.echo(
-        f"round {mined.round_id}: {report.num_groups:,} groups, {report.num_triplets:,} triplets "
+        f"round {mined.round_id}: {report.num_groups:,} groups of {report.num_anchors:,} anchors, "
+        f"{report.num_triplets:,} triplets "
         f"({describe_tiers(report.tiers)}), {time.monotonic() - started_s:.1f} s: {out}"
     )
 
@@ -109,7 +111,7 @@ def export(  # noqa: PLR0913, PLR0917 - one per option
     ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Write a round's triplets to one Parquet or JSON-lines file.
+    """Write a round's triplets, or its suspected identities, to one Parquet or JSON-lines file.
 
     With --text, and in the forms n-tuple and labeled-pair, the file has just the columns that the
     sentence-transformers trainer takes.
@@ -120,6 +122,10 @@ def export(  # noqa: PLR0913, PLR0917 - one per option
     chosen = format_ or known.get(out.suffix.lower())
     if chosen is None:
         raise ConfigError(f"{out} ends in neither .parquet nor .jsonl: say which with --format")
+    if known.get(out.suffix.lower(), chosen) is not chosen:
+        raise ConfigError(f"--format {chosen.value} contradicts the name {out}")
+    if text is not None and form is Form.SUSPECTS:
+        raise ConfigError("--text is for rows, and --form suspects has none")
     if negatives is not None and form is not Form.N_TUPLE:
         raise ConfigError(f"--negatives is for --form n-tuple, not for {form.value}")
     request = ExportRequest(folder, out, round_id, form.value, chosen.value, negatives, text, store)

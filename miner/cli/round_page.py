@@ -5,7 +5,7 @@ Reads the manifest alone, and shows what is there: a round of an older version h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from miner.app.offline.names import RowNames
+from miner.core import SelectionConfig
 from miner.rounds import RoundManifest
 
 __all__ = ["describe_tiers", "print_round"]
@@ -22,10 +23,11 @@ TIERS = ("strategy", "relaxed", "random")
 BAR_WIDTH = 36
 PAIRS_SHOWN = 8
 REASONS = {
-    "candidates": "too few other identities among the candidates: raise num_candidates",
+    "candidates": "too few other identities among the candidates",
     "guards": "too few candidates pass the guards",
     "strategy": "too few candidates within the strategy",
     "caps": "the caps on use as a negative gave them to harder anchors",
+    "identities": "too few other identities have use left, even at random",
 }
 EXPOSURES = {
     "anchor_exposure": "identities as anchors",
@@ -63,6 +65,8 @@ def print_round(console: Console, manifest: RoundManifest, names: RowNames | Non
 def _sections(
     manifest: RoundManifest, report: dict[str, Any], names: RowNames | None
 ) -> Iterator[tuple[str, RenderableType]]:
+    if settings := _settings(manifest):
+        yield "Settings that are not the defaults", _facts(settings)
     yield "Triplets", _facts(_outcome(manifest, report))
     if any(report.get("hardness_counts") or ()):
         yield "Hardness s_an - s_ap of the triplets", _histogram(report)
@@ -93,8 +97,22 @@ def _origin(manifest: RoundManifest) -> dict[str, str]:
         "seed": str(manifest.seed),
         "index": (index or "none: nothing was searched") + recall,
         "dataset": manifest.dataset_fingerprint[:12],
-        "weights": manifest.weights_sha256[:12] or "none: made without embeddings",
+        "weights or embeddings": manifest.weights_sha256[:12] or "none: made without embeddings",
     }
+
+
+def _settings(manifest: RoundManifest) -> dict[str, str]:
+    defaults = _dotted(SelectionConfig().model_dump(mode="json"))
+    chosen = _dotted(manifest.config)
+    return {key: str(value) for key, value in chosen.items() if defaults.get(key) != value}
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _dotted(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _outcome(manifest: RoundManifest, report: dict[str, Any]) -> dict[str, str]:
@@ -114,9 +132,12 @@ def _outcome(manifest: RoundManifest, report: dict[str, Any]) -> dict[str, str]:
             value = report[f"mean_similarity_{key}"]
             facts[f"mean s_{key}"] = f"{value:.4f} (anchor and {label})"
     if report.get("violating_fraction") is not None:
-        facts["within the margin"] = f"{100 * report['violating_fraction']:.1f} % of the triplets"
+        facts["violate the margin"] = f"{100 * report['violating_fraction']:.1f} % of the triplets"
     if report.get("target_hardness") is not None:
         facts["target hardness"] = f"{report['target_hardness']:.4f}"
+    if report.get("still_violating") is not None:
+        share = f"{100 * report['still_violating']:.1f} %"
+        facts["still violate it"] = f"{share} of the last round's triplets"
     return facts
 
 
@@ -161,6 +182,8 @@ def _histogram(report: dict[str, Any]) -> Table:
 
 def _suspects(quarantine: dict[str, Any], names: RowNames | None) -> RenderableType:
     pairs = quarantine.get("pairs") or []
+    if not pairs and quarantine.get("confusion_rate") is None:
+        return Text(f"not looked for, policy {quarantine.get('policy', 'unknown')}")
     policy = f"{len(pairs):,} pairs of {quarantine.get('num_tested', 0):,} tested, policy "
     policy += str(quarantine.get("policy", "unknown"))
     if quarantine.get("confusion_rate") is not None:
@@ -177,7 +200,11 @@ def _suspects(quarantine: dict[str, Any], names: RowNames | None) -> RenderableT
         figures = (f"{pair[key]:.2g}" if key in pair else "" for key in keys)
         table.add_row(Text(both), Text(samples), *map(Text, figures))
     left = len(pairs) - PAIRS_SHOWN
-    table.title = policy if left <= 0 else f"{policy}\nthe first {PAIRS_SHOWN}:"
+    table.title = (
+        policy
+        if left <= 0
+        else (f"{policy}\nthe first {PAIRS_SHOWN}, all with export --form suspects:")
+    )
     table.title_justify, table.title_style = "left", ""
     return table
 

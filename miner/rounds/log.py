@@ -166,7 +166,9 @@ class RoundLog:
             return
         kept = id_ranges(self.sealed_ids())
         text = ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in kept)
-        rounds = f"rounds {text} are kept" if kept else "no round is kept"
+        one = len(kept) == 1 and kept[0][0] == kept[0][1]
+        rounds = f"round {text} is kept" if one else f"rounds {text} are kept"
+        rounds = rounds if kept else "no round is kept"
         newest = self.newest() or 0
         if any(first <= round_id <= last for first, last in self.expired_ranges()):
             raise RoundExpiredError(

@@ -6,7 +6,7 @@ Shape legend: T = triplets.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from miner.app.offline.folder import publishing
 from miner.app.offline.names import RowNames, find_round, open_names
 from miner.app.offline.sources import Source, open_source
-from miner.app.offline.tables import pair_table, triplet_table, tuple_table
+from miner.app.offline.tables import pair_table, suspects_table, triplet_table, tuple_table
 from miner.app.offline.triplets import FlatTriplets, flatten
 from miner.errors import CoalfaceError, DatasetError
 from miner.types import Groups
 
 __all__ = ["ExportReport", "ExportRequest", "export_round"]
 
-Form = Literal["triplet", "n-tuple", "labeled-pair"]
+Form = Literal["triplet", "n-tuple", "labeled-pair", "suspects"]
 Format = Literal["parquet", "jsonl"]
 
 GROUPS_AT_ONCE = 1 << 14
@@ -42,7 +42,8 @@ class ExportRequest:
         root: Folder of offline rounds, or the state folder of a service.
         out: File to write; replaced if it is there.
         round_id: None: the newest.
-        form: One row per triplet; per anchor and positive; or per pair of rows.
+        form: One row per triplet; per anchor and positive; per pair of rows; or per pair of
+            identities that look like one.
         format: Of the file.
         num_negatives: Of an n-tuple. None: as many as the best filled pair of the round has.
         text: Source whose value ``i`` stands in place of row id ``i``.
@@ -78,37 +79,55 @@ def export_round(request: ExportRequest) -> ExportReport:
     """Write a round's triplets to one file, which appears whole or not at all.
 
     Guarantee: every triplet of the round is in the file once, in the round's order (in the form
-    n-tuple: of every anchor and positive with enough negatives). Similarities that are not known,
-    as in random rounds, are null.
+    n-tuple: of every anchor and positive with enough negatives; in the form suspects: the pairs
+    that the round's quarantine lists). Similarities that are not known, as in random rounds, are
+    null.
 
     Raises:
         RoundExpiredError: There is no such round, or none at all.
         RoundLogError: There is no round log, or the round is damaged.
         DatasetError: The text does not fit the rows; the row store is of another dataset.
-        CoalfaceError: The file cannot be written.
+        CoalfaceError: The file cannot be written, or no pair has enough negatives.
 
     Cost: the round in memory, and some MB beside it; the text column in memory.
     """
     log, manifest = find_round(request.root, request.round_id)
-    groups = log.read(manifest.round_id)
     names = open_names(request.root, manifest.dataset_fingerprint, request.store)
+    if request.form == "suspects":
+        table = suspects_table(manifest, names)
+        _write(request, [table])
+        return ExportReport(manifest.round_id, table.num_rows)
+    groups = log.read(manifest.round_id)
     values = None
     if request.text is not None:
         values = _read_values(request.text, request.format, groups, names)
-    if request.form == "n-tuple" and request.num_negatives is None:
-        request = replace(request, num_negatives=_most_negatives(groups))
-    num_pairs = num_rows = 0
+    if request.form == "n-tuple":
+        most = _most_negatives(groups)
+        if (request.num_negatives or 1) > most:
+            raise CoalfaceError(
+                f"no pair of round {manifest.round_id} has {request.num_negatives} negatives, the "
+                f"most that one has is {most}"
+            )
+        request = replace(request, num_negatives=request.num_negatives or most)
+    tables = (_tabulate(request, flat, names, values) for flat in _pieces(groups))
+    num_rows = _write(request, tables)
+    if request.form != "n-tuple":
+        return ExportReport(manifest.round_id, num_rows)
+    num_pairs = sum(len(flat.counts_P) for flat in _pieces(groups))
+    return ExportReport(manifest.round_id, num_rows, num_pairs - num_rows)
+
+
+def _write(request: ExportRequest, tables: Iterable[pa.Table]) -> int:
+    """Write the file, whole or not at all; gives the number of its rows."""
+    num_rows = 0
     try:
         with publishing(request.out) as temporary, _opened(request.format, temporary) as write:
-            for flat in _pieces(groups):
-                table = _tabulate(request, flat, names, values)
+            for table in tables:
                 write(table)
-                num_pairs += len(flat.counts_P)
                 num_rows += table.num_rows
     except OSError as exc:
         raise CoalfaceError(f"{request.out} cannot be written: {exc}") from exc
-    left_out = num_pairs - num_rows if request.form == "n-tuple" else 0
-    return ExportReport(manifest.round_id, num_rows, left_out)
+    return num_rows
 
 
 def _pieces(groups: Groups) -> Iterator[FlatTriplets]:
@@ -188,7 +207,8 @@ def _opened(form: Format, path: Path) -> Iterator[Write]:
 
         def write(table: pa.Table) -> None:
             if not writers:
-                writers.append(stack.enter_context(pq.ParquetWriter(path, table.schema)))
+                file = stack.enter_context(path.open("wb"))
+                writers.append(stack.enter_context(pq.ParquetWriter(file, table.schema)))
             writers[0].write_table(table)
 
         yield write

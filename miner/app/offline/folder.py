@@ -90,8 +90,8 @@ def read_fingerprint(root: Path) -> str:
         DatasetError: `SAMPLES_FILE` is damaged or not Coalface's.
     """
     path = root / SAMPLES_FILE
-    with _reading(path):
-        metadata = pq.read_schema(path).metadata or {}
+    with _reading(path), path.open("rb") as file:  # pyarrow takes a path with a colon for a URI
+        metadata = pq.read_schema(file).metadata or {}
     if _FINGERPRINT not in metadata:
         raise DatasetError(f"{path} was not written by this program: give another folder")
     fingerprint: str = metadata[_FINGERPRINT].decode()
@@ -104,8 +104,8 @@ def read_samples(root: Path) -> pa.Table:
     Raises:
         DatasetError: `SAMPLES_FILE` is damaged.
     """
-    with _reading(root / SAMPLES_FILE):
-        return pq.read_table(root / SAMPLES_FILE)
+    with _reading(root / SAMPLES_FILE), (root / SAMPLES_FILE).open("rb") as file:
+        return pq.read_table(file)
 
 
 @contextmanager
@@ -125,8 +125,8 @@ def _keep_samples(root: Path, samples: Samples) -> None:
                 return _require_same(root, samples)
             for leftover in root.glob(f".{SAMPLES_FILE}.*.tmp"):
                 leftover.unlink()
-            with publishing(root / SAMPLES_FILE) as temporary:
-                pq.write_table(_tabulate(samples), temporary)
+            with publishing(root / SAMPLES_FILE) as temporary, temporary.open("wb") as file:
+                pq.write_table(_tabulate(samples), file)
     except OSError as exc:
         raise RoundLogError(f"a round log cannot be made in {root}: {exc}") from exc
 

@@ -28,6 +28,7 @@ from miner.app.offline.tables import triplet_table
 from miner.app.offline.triplets import flatten
 from miner.config import MineConfig, load_config, parse_config
 from miner.core import History, Selection, SelectionReport, mine_round
+from miner.errors import ConfigError
 from miner.rounds import RoundDraft, RoundLog, RoundManifest
 from miner.types import Groups
 
@@ -50,10 +51,10 @@ class MinedRound:
         names: What the user calls rows and identities.
     """
 
-    groups: Groups
-    report: SelectionReport
+    groups: Groups = field(repr=False)
+    report: SelectionReport = field(repr=False)
     round_id: int
-    manifest: RoundManifest | None
+    manifest: RoundManifest | None = field(repr=False)
     names: RowNames = field(repr=False)
 
     def triplets(self) -> pa.Table:
@@ -154,6 +155,8 @@ def mine(  # noqa: PLR0913 - two inputs; all but those by name
         (4, ['anchor', 'positive', 'negative'])
     """
     started_s = time.monotonic()
+    if model_step < 0:
+        raise ConfigError(f"model_step is {model_step}, but steps count from 0")
     settings = _resolve(config)
     of_identities = open_source(identities, "identities")
     samples = check_samples(of_identities, None if ids is None else open_source(ids, "ids"))

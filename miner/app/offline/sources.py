@@ -65,6 +65,10 @@ def open_source(given: object, role: str) -> Source:
         return Source(role, given)
     try:
         return Source(role, np.asarray(given))
+    except RuntimeError as exc:  # a torch tensor that requires grad
+        raise DatasetError(
+            f"{role}: {exc}; of a tensor pass tensor.detach().cpu().numpy()"
+        ) from exc
     except (ValueError, TypeError) as exc:
         raise DatasetError(f"{role}: they do not form an array: {exc}") from exc
 
@@ -109,7 +113,7 @@ def _map_npy(path: Path) -> npt.NDArray[Any]:
 
 
 def _read_parquet(path: Path, column: str | None) -> pa.ChunkedArray:
-    with pq.ParquetFile(path, memory_map=True) as file:
+    with pq.ParquetFile(pa.memory_map(str(path))) as file:  # a path with a colon is no URI
         wanted = _require(path, column, file.schema_arrow.names)
         return file.read(columns=[wanted])[wanted]
 

@@ -6,6 +6,8 @@ M = negatives per pair.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -13,8 +15,17 @@ import pyarrow.compute as pc
 
 from miner.app.offline.names import RowNames
 from miner.app.offline.triplets import FlatTriplets
+from miner.rounds import RoundManifest
 
-__all__ = ["pair_table", "triplet_table", "tuple_table"]
+__all__ = ["pair_table", "suspects_table", "triplet_table", "tuple_table"]
+
+_EVIDENCE = {
+    "mixing": pa.float64(),
+    "num_copies": pa.int64(),
+    "num_mutual": pa.int64(),
+    "similarity": pa.float64(),
+    "p_value": pa.float64(),
+}
 
 ROLES = ("anchor", "positive", "negative")
 
@@ -87,3 +98,20 @@ def pair_table(flat: FlatTriplets, values: pa.Array | None = None) -> pa.Table:
 
 def _content(rows: npt.NDArray[np.int64], values: pa.Array | None) -> pa.Array:
     return pa.array(rows) if values is None else pc.take(values, pa.array(rows))
+
+
+def suspects_table(manifest: RoundManifest, names: RowNames | None) -> pa.Table:
+    """One row per pair of identities that the round's quarantine lists, strongest evidence first.
+
+    Identities are called as the user calls them, or by number where ``names`` is None.
+    """
+    quarantine: dict[str, Any] = dict(manifest.selection).get("quarantine") or {}  # type: ignore[assignment]
+    pairs: list[dict[str, Any]] = quarantine.get("pairs", [])
+    columns = {}
+    for side, name in enumerate(("left", "right")):
+        ids = pa.array([pair["identities"][side] for pair in pairs], pa.int64())
+        columns[name] = ids if names is None else names.identity_names.take(ids)
+        columns[f"num_{name}"] = pa.array([pair["num_samples"][side] for pair in pairs], pa.int64())
+    for key, kind in _EVIDENCE.items():
+        columns[key] = pa.array([pair.get(key) for pair in pairs], kind)
+    return pa.table(columns)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from miner.app.offline import mine
-from miner.errors import DatasetError
+from miner.errors import ConfigError, DatasetError
 from miner.rounds import RoundLog
 from tests.miner.app.offline.offline_samples import World, files_below, make_world, save_table
 
@@ -234,3 +234,18 @@ def test_an_earlier_round_outlives_every_fault(tmp_path: Path) -> None:
             mine(**(good | case.spoil(world, folder)), out=out)
     assert files_below(out) == before
     assert RoundLog(out, must_exist=True).verify() == []
+
+
+def test_a_tensor_that_requires_grad_is_told_what_to_pass() -> None:
+    class Tensor:
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+
+    with pytest.raises(DatasetError, match=r"embeddings: .*tensor\.detach\(\)\.cpu\(\)\.numpy\(\)"):
+        mine(Tensor(), ["a", "a", "b", "b"])
+
+
+def test_a_step_before_the_first_is_refused() -> None:
+    world = make_world()
+    with pytest.raises(ConfigError, match="model_step is -5"):
+        mine(world.embeddings, world.identities, model_step=-5)

@@ -261,3 +261,51 @@ def test_the_python_interface_gives_the_same_table(
     exported(root, tmp_path / "t.parquet", round_id=1)
     mined: MinedRound = mine(world.embeddings, world.identities, ids=world.ids, config=CAPPED)
     assert mined.triplets().equals(pq.read_table(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_colons_in_names_are_no_uris(tmp_path: Path, suffix: str) -> None:
+    place, world = tmp_path / "in:1", make_world()
+    place.mkdir()
+    with (place / f"col:on.{suffix}").open("wb") as file:
+        if suffix == "parquet":
+            pq.write_table(world.table(), file)
+        else:
+            with pa.ipc.new_file(file, world.table().schema) as writer:
+                writer.write_table(world.table())
+    source, out = f"{place}/col:on.{suffix}", tmp_path / "r:1"
+    for round_id in (1, 2):
+        mined = mine(f"{source}:vector", f"{source}:person", ids=f"{source}:id", out=out)
+        assert mined.round_id == round_id
+    report = export_round(ExportRequest(out, tmp_path / "t:1.parquet"))
+    assert report.num_rows == mined.groups.num_triplets
+
+
+def test_more_negatives_than_any_pair_has_are_refused(root: Path, tmp_path: Path) -> None:
+    request = ExportRequest(root, tmp_path / "t.jsonl", 1, "n-tuple", "jsonl", 9)
+    with pytest.raises(CoalfaceError, match="the most that one has is 4"):
+        export_round(request)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_no_suspects_are_an_empty_file(root: Path, tmp_path: Path, form: Any) -> None:
+    out = tmp_path / f"s.{form}"
+    assert export_round(ExportRequest(root, out, 1, "suspects", form)).num_rows == 0
+    assert read(out) == []
+
+
+def test_suspects_are_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    true = np.repeat(np.arange(6), 20)
+    rows = rng.normal(size=(6, 16))[true] + 0.2 * rng.normal(size=(120, 16))
+    given = np.array([f"p{i}" for i in true], dtype="U8")
+    given[10:20] = "again"
+    mined = mine(rows, given, out=tmp_path / "o")
+    pairs = mined.report.quarantine.pairs
+    export_round(ExportRequest(tmp_path / "o", tmp_path / "s.parquet", form="suspects"))
+    found = read(tmp_path / "s.parquet")
+    assert len(found) == len(pairs) > 0
+    assert {found[0]["left"], found[0]["right"]} == {"p0", "again"}
+    assert {found[0]["num_left"], found[0]["num_right"]} == {10}
+    assert repr(mined) == "MinedRound(round_id=1)"
