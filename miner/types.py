@@ -135,6 +135,17 @@ class Groups:
         """Triplets of all groups together, T."""
         return len(self.anchors_T)
 
+    def triplet_rows(
+        self,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """[T] int64 row ids of the anchors, the positives and the negatives."""
+        starts_T = np.repeat(self.row_offsets_G1[:-1], np.diff(self.triplet_offsets_G1))
+        return (
+            self.row_ids_R[starts_T + self.anchors_T],
+            self.row_ids_R[starts_T + self.positives_T],
+            self.row_ids_R[starts_T + self.negatives_T],
+        )
+
     def take(self, group_ids: npt.NDArray[np.int64]) -> Groups:
         """The groups at ``group_ids``, in that order (an index may occur more than once)."""
         rows, row_offsets = _gather(self.row_offsets_G1, group_ids)

@@ -168,9 +168,7 @@ def describe_selection(
 
     Cost: O(T + N log N) time.
     """
-    num_triplets_G = np.diff(groups.triplet_offsets_G1)
-    starts_T = np.repeat(groups.row_offsets_G1[:-1], num_triplets_G)
-    negatives_T = groups.row_ids_R[starts_T + groups.negatives_T]
+    _, _, negatives_T = groups.triplet_rows()
     negative_ids_T = identities.identity_ids_N[negatives_T]
     s_ap_T = groups.similarities_ap_T.astype(np.float64)
     s_an_T = groups.similarities_an_T.astype(np.float64)

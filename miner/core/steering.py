@@ -67,14 +67,10 @@ def violating_fraction(
 
     Cost: O(T D) time.
     """
-    starts_T = np.repeat(groups.row_offsets_G1[:-1], np.diff(groups.triplet_offsets_G1))
     mined_T = groups.tiers_T != Tier.RANDOM
     if not mined_T.any():
         return None
-    anchors_T, positives_T, negatives_T = (
-        groups.row_ids_R[(starts_T + column_T)[mined_T]]
-        for column_T in (groups.anchors_T, groups.positives_T, groups.negatives_T)
-    )
+    anchors_T, positives_T, negatives_T = (rows_T[mined_T] for rows_T in groups.triplet_rows())
     s_ap_T = pair_similarities(embeddings_ND, anchors_T, positives_T)
     s_an_T = pair_similarities(embeddings_ND, anchors_T, negatives_T)
     return float((s_an_T > s_ap_T - np.float32(margin)).mean())

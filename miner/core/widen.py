@@ -91,11 +91,10 @@ def momentum_rows(earlier: Sequence[Groups], anchor_ids_A: I64, identities: Iden
     """
     owners, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for groups in earlier:
-        starts_T = np.repeat(groups.row_offsets_G1[:-1], np.diff(groups.triplet_offsets_G1))
         mined_T = groups.tiers_T != Tier.RANDOM
-        anchors_T = groups.row_ids_R[(starts_T + groups.anchors_T)[mined_T]]
+        anchors_T, _, negatives_T = (rows_T[mined_T] for rows_T in groups.triplet_rows())
         owners.append(identities.identity_ids_N[anchors_T].astype(np.int64))
-        rows.append(groups.row_ids_R[(starts_T + groups.negatives_T)[mined_T]])
+        rows.append(negatives_T)
     owners_P, rows_P = np.concatenate(owners), np.concatenate(rows)
     order_P = np.argsort(owners_P, kind="stable")
     owners_P, rows_P = owners_P[order_P], rows_P[order_P]
