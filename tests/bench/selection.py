@@ -44,6 +44,8 @@ CONFIGS = {
     "semi_hard, caps": {"strategy": "semi_hard", **CAPS},
     "distance_weighted": {"strategy": "distance_weighted"},
     "simans": {"strategy": "simans"},
+    "simans, caps, random tenth": {"strategy": "simans", "random_fraction": 0.1, **CAPS},
+    "rank_window, floors and caps": {"min_uses_per_sample": 1, "min_uses_per_identity": 10, **CAPS},
     "curriculum": {"strategy": "curriculum"},
     "rank_window, diverse": {"composition": "diverse"},
     "rank_window, community": {"composition": "community"},
