@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help setup demo test test-all check format proto clean
-.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-peers
+.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-peers
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quality bench-composition bench-quarantine bench-selection bench-peers ## every benchmark; results go to tests/bench/results
+bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-peers ## every benchmark; results go to tests/bench/results
 
 bench-quality: $(STAMP) ## the demo's arms over 3 other seeds, with a control (half an hour)
 	$(BIN)/python tests/bench/quality.py
@@ -56,6 +56,9 @@ bench-quarantine: $(STAMP) ## identities that are one, found among glyphs
 
 bench-selection: $(STAMP) ## time and memory of selection for a million anchors
 	$(BIN)/python -m tests.bench.selection
+
+bench-search: $(STAMP) ## speed and recall of the search, beside FAISS's
+	$(BIN)/python -m tests.bench.search
 
 bench-peers: $(VENV)/.peers ## side by side with sentence-transformers' miner, which it installs
 	$(BIN)/python -m tests.bench.side_by_side

@@ -44,6 +44,7 @@ class Mined:
     strategy: str
     is_warm_up: bool = False
     index: dict[str, Any] = field(default_factory=dict)
+    recall: float | None = None
 
 
 @dataclass(slots=True)
@@ -129,7 +130,7 @@ class Refresher:
             round_id=round_id,
             history=history,
         )
-        return Mined(selection, config.selection.strategy, index=search.index)
+        return Mined(selection, config.selection.strategy, index=search.index, recall=search.recall)
 
     def _seal(self, mined: Mined, weights: AcceptedWeights | None) -> RoundManifest:
         self._enter("sealing", mined.selection.groups.num_groups, "groups")
@@ -142,7 +143,7 @@ class Refresher:
             config=self.config.selection.model_dump(mode="json"),
             seed=self.config.seed,
             index=mined.index,
-            recall=None,  # flat search is exact
+            recall=mined.recall,
             selection=asdict(mined.selection.report),
             phases_s=self._phases_s,
             created_unix_s=time.time(),
@@ -191,13 +192,18 @@ class _Search:
     refresher: Refresher
     key: SnapshotKey
     index: dict[str, Any] = field(default_factory=dict)
+    recall: float | None = None
 
     def __call__(self, anchor_ids_A: npt.NDArray[np.int64], num_candidates: int) -> Candidates:
         refresher, config = self.refresher, self.refresher.config
         refresher._enter("searching", len(anchor_ids_A), "anchors")
         root, identities = refresher.snapshots.root.absolute(), refresher.catalog.identities
-        request = SearchRequest(root, self.key, identities, anchor_ids_A, num_candidates)
+        request = SearchRequest(
+            root, self.key, identities, anchor_ids_A, num_candidates, config.seed
+        )
         found = search_snapshot(request, config.index, config.workers)
         self.index = dict(found.index)
+        measured = [recall for recall in (self.recall, found.recall) if recall is not None]
+        self.recall = min(measured, default=None)
         refresher._enter("selecting", len(anchor_ids_A), "anchors")
         return found.candidates

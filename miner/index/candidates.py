@@ -17,7 +17,7 @@ from miner.errors import SearchError
 from miner.index.flat import Index
 from miner.types import Candidates, IdentityTable
 
-__all__ = ["find_candidates"]
+__all__ = ["check_fit", "find_candidates"]
 
 MAX_RESULT_ENTRIES = 2**22
 """Bounds a search's result lists and what is made of them to about 150 MB, whatever its depth."""
@@ -56,7 +56,7 @@ def find_candidates(  # noqa: PLR0913  (three sizes of one search; all but the d
     Cost: one search of every anchor at a depth of at most 2 K (K >= 16); an anchor whose identity
     is larger than K and crowds its neighbourhood is searched again, each time four times deeper.
     """
-    _check(index, embeddings_ND, identities, anchor_ids_A)
+    check_fit(index, embeddings_ND, identities, anchor_ids_A)
     if num_candidates < 1 or block < 1:
         raise SearchError(f"a search needs {num_candidates=} and {block=} of at least 1")
     num_anchors = len(anchor_ids_A)
@@ -84,12 +84,13 @@ def find_candidates(  # noqa: PLR0913  (three sizes of one search; all but the d
     return Candidates(anchor_ids_A.astype(np.int64), row_ids_AK, similarities_AK)
 
 
-def _check(
+def check_fit(
     index: Index,
     embeddings_ND: npt.NDArray[np.float32],
     identities: IdentityTable,
     anchor_ids_A: npt.NDArray[np.int64],
 ) -> None:
+    """Raises :class:`SearchError` unless all are of the same rows and anchors are rows."""
     indexed = index.describe()["num_rows"]
     if not indexed == len(embeddings_ND) == identities.num_rows:
         raise SearchError(

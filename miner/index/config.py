@@ -2,25 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["IndexConfig"]
 
 
 class IndexConfig(BaseModel):
-    """Which index answers the search for negatives."""
+    """Which index answers the search for negatives, and how much of it must be found."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["flat"] = Field(
+    kind: Literal["flat", "ivf", "auto"] = Field(
         default="flat",
-        description="`flat` compares with every row, so the candidates are exact.",
+        description="`flat` compares every anchor with every row: exact. `ivf` compares it with "
+        "the rows of near lists, and measures what that misses. `auto` takes `flat` where that is "
+        "a matter of seconds, else `ivf`.",
     )
     search_block: int = Field(
         default=4096,
         ge=1,
-        description="Queries per search. Large blocks are matrix products: 64 at a time is 4.6 "
-        "times slower. Deep searches take fewer, so that their result lists stay small.",
+        description="Queries per flat search. Large blocks are matrix products: 64 at a time is "
+        "4.6 times slower. Deep searches take fewer, so that their result lists stay small.",
     )
+    num_lists: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Lists of `ivf`. None: four times the root of the number of rows, so that "
+        "choosing lists costs about as much as searching them.",
+    )
+    num_probes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Lists of `ivf` compared with an anchor. None: as many as `target_recall` "
+        "takes, measured on a sample of the anchors.",
+    )
+    target_recall: float = Field(
+        default=0.95,
+        gt=0.0,
+        le=1.0,
+        description="Recall at which `num_probes` is aimed. 0.95: the last few percent cost as "
+        "much as all before them.",
+    )
+    min_recall: float = Field(
+        default=0.9,
+        ge=0.0,
+        le=1.0,
+        description="A search that finds less is repeated with twice the probes, and in the end "
+        "refused: no round is made of it.",
+    )
+    recall_at: int = Field(
+        default=10,
+        ge=1,
+        le=1024,
+        description="Recall is the share of an anchor's so many nearest rows of other identities "
+        "that are found. 10: strategies draw from the front of the list.",
+    )
+    recall_sample: int = Field(
+        default=1000,
+        ge=10,
+        description="Anchors on which recall is measured each time, by a flat search. 1000: its "
+        "95 % interval is about 0.03 wide at 0.95.",
+    )
+
+    @model_validator(mode="after")
+    def _aim_above_the_floor(self) -> Self:
+        if self.num_probes is None and self.target_recall < self.min_recall:
+            raise ValueError(
+                f"target_recall={self.target_recall} is below min_recall={self.min_recall}: every "
+                "search would be repeated; raise the one or lower the other"
+            )
+        return self

@@ -34,14 +34,19 @@ class SearchRequest:
     identities: IdentityTable
     anchor_ids_A: npt.NDArray[np.int64]
     num_candidates: int
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SearchOutcome:
-    """The candidates, and what the round's manifest says about the index."""
+    """The candidates, and what the round's manifest says about the index.
+
+    ``recall`` is what was measured; None of an exact search.
+    """
 
     candidates: Candidates
-    index: dict[str, int | str]
+    index: dict[str, int | float | str]
+    recall: float | None = None
 
 
 def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> SearchOutcome:
@@ -49,23 +54,17 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
 
     Raises:
         SnapshotError: The snapshot is not complete.
-        SearchError: As `find_candidates`.
+        SearchError: As `CandidateSearch`.
     """
-    from miner.index.candidates import find_candidates
-    from miner.index.flat import FlatIndex
+    from miner.index.candidate_search import CandidateSearch
 
     embeddings_ND = SnapshotStore(request.snapshot_root).open(request.key)
-    index = FlatIndex(num_threads)
-    index.build(embeddings_ND)
-    candidates = find_candidates(
-        index,
-        embeddings_ND,
-        request.identities,
-        request.anchor_ids_A,
-        num_candidates=request.num_candidates,
-        block=config.search_block,
+    find = CandidateSearch(
+        embeddings_ND, request.identities, config, seed=request.seed, num_threads=num_threads
     )
-    return SearchOutcome(candidates, index.describe())
+    candidates = find(request.anchor_ids_A, request.num_candidates)
+    recall = None if find.recall is None else find.recall.value
+    return SearchOutcome(candidates, find.description, recall)
 
 
 class _SearchActor:

@@ -22,7 +22,7 @@ from miner.app.offline.embeddings import digest_of
 from miner.app.offline.folder import open_log, seal_round
 from miner.app.offline.inputs import Samples, check_embeddings, check_samples
 from miner.app.offline.names import RowNames
-from miner.app.offline.search import ExactSearch
+from miner.app.offline.search import OfflineSearch
 from miner.app.offline.sources import open_source
 from miner.app.offline.tables import triplet_table
 from miner.app.offline.triplets import flatten
@@ -70,7 +70,7 @@ class _Job:
     samples: Samples
     embeddings_ND: npt.NDArray[np.float32]
     weights_sha256: str
-    search: ExactSearch
+    search: OfflineSearch
     phases_s: dict[str, float]
 
     def select(self, history: History, round_id: int) -> Selection:
@@ -97,7 +97,7 @@ class _Job:
             config=self.config.selection.model_dump(mode="json"),
             seed=self.config.seed,
             index=dict(self.search.description),
-            recall=None,  # flat search is exact
+            recall=self.search.recall,
             selection=asdict(selection.report),
             phases_s={phase: round(seconds, 3) for phase, seconds in self.phases_s.items()},
             created_unix_s=time.time(),
@@ -118,10 +118,11 @@ def mine(  # noqa: PLR0913 - two inputs; all but those by name
 
     Guarantee: the groups are a function of the candidates found, the identities, the settings, the
     seed and the round's number (and of the rounds before it in ``out``, for the settings that look
-    back). Candidates are exact, up to ties within float32 rounding: every anchor is compared with
-    every row. No negative shares its anchor's identity. Without ``out`` nothing is written; with it
-    a round is sealed there, whole or not at all, durably: round 1 in a new folder, the next one in
-    a folder of rounds over the same samples.
+    back). With ``index.kind`` flat, the default, candidates are exact, up to ties within float32
+    rounding; with another one their recall is measured, and a round below ``index.min_recall``
+    refused. No negative shares its anchor's identity. Without ``out`` nothing is written; with it a
+    round is sealed there, whole or not at all, durably: round 1 in a new folder, the next one in a
+    folder of rounds over the same samples.
 
     Rows are compared by cosine: float16 and float64 are converted to float32 and rows scaled to
     length 1, in memory; a float32 ``.npy`` file of such rows is used as it lies on the disk. Where
@@ -143,10 +144,11 @@ def mine(  # noqa: PLR0913 - two inputs; all but those by name
         DatasetError: The input cannot be mined; names file, column and first rows.
         ConfigError: A setting is unknown or out of range.
         SelectionError: No group can be made; says which rule took the candidates.
+        SearchError: Recall stayed below the floor; has the figures.
         RoundLogError: The folder cannot be written, or is a service's.
 
-    Cost: O(A N D) time for A anchors; beside the input A times ``num_candidates`` times 12 bytes,
-    and what selection needs.
+    Cost: O(A N D) time for A anchors if exact; beside the input A times ``num_candidates`` times 12
+        bytes, and what selection needs.
 
     Example:
         >>> rows = np.eye(4, dtype=np.float32)[[0, 0, 1, 1]]
@@ -167,7 +169,7 @@ def mine(  # noqa: PLR0913 - two inputs; all but those by name
     rows_ND = check_embeddings(open_source(embeddings, "embeddings"), samples, of_identities)
     is_named = root is not None and settings.selection.strategy != RANDOM
     digest = digest_of(rows_ND) if is_named else ""
-    search = ExactSearch(rows_ND, samples.identities, settings.index, on_progress)
+    search = OfflineSearch(rows_ND, samples.identities, settings.index, settings.seed, on_progress)
     phases_s = {"reading": time.monotonic() - started_s}
     job = _Job(settings, samples, rows_ND, digest, search, phases_s)
     selection = job.select(history, round_id)

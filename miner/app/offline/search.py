@@ -1,4 +1,4 @@
-"""Exact search over rows in memory or on a memory map, in this process.
+"""The search of an offline round, timed, in this process.
 
 Shape legend: N = rows, D = dimensions, A = anchors.
 """
@@ -17,61 +17,53 @@ from miner.index.config import IndexConfig
 from miner.types import Candidates, IdentityTable
 
 if TYPE_CHECKING:
-    from miner.index.flat import Index
+    from miner.index.candidate_search import CandidateSearch
 
-__all__ = ["ExactSearch"]
+__all__ = ["OfflineSearch"]
 
 
 @dataclass(slots=True)
-class ExactSearch:
+class OfflineSearch:
     """Finds the nearest rows of other identities; notes what it used and how long it took.
 
     Attributes:
         embeddings_ND: [N, D] float32, rows of length 1; never copied if contiguous.
         identities: Of the same rows.
         config: Of the index.
+        seed: Of the draws of the index.
         on_progress: Called with (anchors done, anchors in all).
         description: Of the index; empty before the first search.
+        recall: Measured; None before the first search, and where it is exact.
         busy_s: Seconds spent so far.
     """
 
     embeddings_ND: npt.NDArray[np.float32]
     identities: IdentityTable
     config: IndexConfig
+    seed: int = 0
     on_progress: Callable[[int, int], None] | None = None
-    description: dict[str, int | str] = field(default_factory=dict)
+    description: dict[str, int | float | str] = field(default_factory=dict)
+    recall: float | None = None
     busy_s: float = 0.0
-    _index: Index | None = None
+    _search: CandidateSearch | None = None
 
     def __call__(self, anchor_ids_A: npt.NDArray[np.int64], num_candidates: int) -> Candidates:
         """The ``num_candidates`` nearest rows of other identities for each anchor.
 
         Raises:
-            SearchError: An anchor is no row, or ``num_candidates`` is below 1.
+            SearchError: An anchor is no row, ``num_candidates`` is below 1, or recall is too low.
 
-        Cost: O(A N D) time; FAISS is loaded at the first call.
+        Cost: O(A N D) time if exact; FAISS is loaded at the first call.
         """
-        from miner.index.candidates import find_candidates
+        from miner.index.candidate_search import CandidateSearch
 
         started_s = time.monotonic()
-        if self._index is None:
-            self._index = self._build()
-        found = find_candidates(
-            self._index,
-            self.embeddings_ND,
-            self.identities,
-            anchor_ids_A,
-            num_candidates=num_candidates,
-            block=self.config.search_block,
-            on_progress=self.on_progress,
-        )
+        if self._search is None:
+            self._search = CandidateSearch(
+                self.embeddings_ND, self.identities, self.config, seed=self.seed
+            )
+        found = self._search(anchor_ids_A, num_candidates, self.on_progress)
+        self.description = self._search.description
+        self.recall = None if self._search.recall is None else self._search.recall.value
         self.busy_s += time.monotonic() - started_s
         return found
-
-    def _build(self) -> Index:
-        from miner.index.flat import FlatIndex
-
-        index = FlatIndex()
-        index.build(self.embeddings_ND)
-        self.description = index.describe()
-        return index

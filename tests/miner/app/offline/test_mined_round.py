@@ -12,7 +12,8 @@ import pytest
 import miner
 from miner.app.offline import MinedRound, mine, mined_round
 from miner.config import MineConfig
-from miner.errors import ConfigError, SelectionError
+from miner.errors import ConfigError, SearchError, SelectionError
+from miner.index import candidate_search
 from miner.rounds import RoundLog
 from tests.miner.app.offline.offline_samples import (
     files_below,
@@ -105,7 +106,7 @@ def test_a_normalised_float32_file_is_used_as_it_lies_on_the_disk(
 
     def spy(search: Any, embeddings_ND: Any, *arguments: Any, **options: Any) -> Any:
         found = mined_round_of_core(search, embeddings_ND, *arguments, **options)
-        seen.extend((embeddings_ND, search._index._embeddings_ND))
+        seen.extend((embeddings_ND, search._search._flat._embeddings_ND))
         return found
 
     mined_round_of_core = mined_round.mine_round
@@ -114,6 +115,29 @@ def test_a_normalised_float32_file_is_used_as_it_lies_on_the_disk(
     mine(files["embeddings"], files["identities"], config=HARDEST)
     assert isinstance(seen[0], np.memmap)
     assert np.shares_memory(seen[0], seen[1])
+
+
+def test_inverted_lists_give_a_round_that_says_what_recall_it_was_made_with(tmp_path: Path) -> None:
+    world = make_world(3000, 150, 12)
+    lists = {**HARDEST, "index": {"kind": "ivf", "num_lists": 50, "target_recall": 0.97}}
+    mined = mine(world.embeddings, world.identities, out=tmp_path / "o", config=lists)
+    exact = mine(world.embeddings, world.identities, config=HARDEST)
+    manifest = mined.manifest
+    assert manifest is not None
+    assert manifest.recall is not None
+    assert manifest.recall >= 0.9
+    assert (manifest.index["kind"], manifest.index["num_lists"]) == ("ivf", 50)
+    alike = len(triplets_of(mined) & triplets_of(exact)) / len(triplets_of(exact))
+    assert alike > manifest.recall - 0.05
+
+
+def test_a_round_below_the_floor_of_recall_is_not_sealed(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(candidate_search, "MAX_DEEPENINGS", 0)
+    world = make_world(3000, 150, 12)
+    index = {"kind": "ivf", "num_lists": 200, "num_probes": 1, "min_recall": 0.99}
+    with pytest.raises(SearchError, match=r"recall stayed below min_recall=0\.99: 1 probes"):
+        mine(world.embeddings, world.identities, out=tmp_path / "o", config={"index": index})
+    assert not list(tmp_path.rglob("MANIFEST.json"))
 
 
 def test_ids_and_names_are_given_with_the_triplets() -> None:

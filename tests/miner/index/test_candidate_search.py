@@ -1,0 +1,116 @@
+"""The configured search: kinds, depth, the gate on recall, identities of very unequal size."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from miner.errors import SearchError
+from miner.index import candidate_search
+from miner.index.candidate_search import CandidateSearch
+from miner.index.config import IndexConfig
+from miner.types import IdentityTable
+from tests.bench.vectors import clustered
+from tests.miner.index.neighbour_oracle import assert_exact, unit_rows
+
+
+def searched(embeddings, identity_ids, config: IndexConfig, k=10, anchors=None):
+    identities = IdentityTable.from_ids(np.asarray(identity_ids, np.int32))
+    search = CandidateSearch(embeddings, identities, config, num_threads=2)
+    anchors = np.arange(len(embeddings)) if anchors is None else anchors
+    return search, search(anchors, k)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return clustered(6000, 300, 16, 0.7, 0)
+
+
+def test_flat_is_exact_and_measures_no_recall(made):
+    anchors = np.arange(0, 6000, 400)
+    search, found = searched(
+        made.embeddings_ND, made.identity_ids_N, IndexConfig(), anchors=anchors
+    )
+    assert search.recall is None
+    assert search.description["kind"] == "flat"
+    assert_exact(found, made.embeddings_ND, made.identity_ids_N, 10)
+
+
+def test_ivf_reaches_its_target_and_says_with_how_many_probes(made):
+    config = IndexConfig(kind="ivf", target_recall=0.95)
+    search, found = searched(made.embeddings_ND, made.identity_ids_N, config)
+    _, exact = searched(made.embeddings_ND, made.identity_ids_N, IndexConfig())
+    true = (found.similarities_AK >= exact.similarities_AK[:, -1:] - 1e-5).mean()
+    assert search.recall.low <= true <= search.recall.high
+    assert true > 0.93
+    assert 1 <= search.description["num_probes"] < search.description["num_lists"]
+    assert (search.recall.at, search.recall.num_anchors) == (10, 1000)
+    own = made.identity_ids_N[found.row_ids_AK] == made.identity_ids_N[:, None]
+    assert not own.any()
+
+
+def test_a_search_below_the_floor_is_deepened(made):
+    config = IndexConfig(kind="ivf", num_probes=1, num_lists=200, min_recall=0.9)
+    shallow = config.model_copy(update={"min_recall": 0.0})
+    search, _ = searched(made.embeddings_ND, made.identity_ids_N, shallow)
+    assert search.recall.value < 0.9
+    search, _ = searched(made.embeddings_ND, made.identity_ids_N, config)
+    assert search.recall.value >= 0.9
+    assert search.description["num_probes"] > 1
+
+
+def test_a_search_that_stays_below_the_floor_is_refused_with_its_figures(made, monkeypatch):
+    monkeypatch.setattr(candidate_search, "MAX_DEEPENINGS", 1)
+    config = IndexConfig(kind="ivf", num_probes=1, num_lists=300, min_recall=0.999)
+    figures = r"min_recall=0\.999: 1 probes: recall@10 0\..* probes: recall@10 0\.9"
+    with pytest.raises(SearchError, match=figures):
+        searched(made.embeddings_ND, made.identity_ids_N, config)
+
+
+def test_auto_is_exact_for_few_anchors_and_says_why(made, monkeypatch):
+    config = IndexConfig(kind="auto")
+    search, _ = searched(made.embeddings_ND, made.identity_ids_N, config)
+    assert search.description["kind"] == "flat"
+    assert "6000 anchors times 6000 rows" in search.description["reason"]
+    monkeypatch.setattr(candidate_search, "FLAT_PRODUCTS", 10**6)
+    search, _ = searched(made.embeddings_ND, made.identity_ids_N, config)
+    assert search.description["kind"] == "ivf"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.98])
+def test_an_identity_that_holds_most_rows_is_neither_missed_nor_left_short(share):
+    rng = np.random.default_rng(0)
+    num = 4000
+    large = np.arange(num) < share * num
+    centre = unit_rows(rng, 1, 12)
+    embeddings = np.where(large[:, None], centre + 0.3 * unit_rows(rng, num, 12), 0)
+    embeddings = np.where(large[:, None], embeddings, unit_rows(rng, num, 12))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings = embeddings.astype(np.float32)
+    identity_ids = np.where(large, 0, 1 + np.arange(num) % 40)
+    config = IndexConfig(kind="ivf")
+    search, found = searched(embeddings, identity_ids, config, k=20)
+    others = found.row_ids_AK
+    assert (others >= 0).all(), "every anchor has 20 rows of other identities"
+    assert not (identity_ids[others] == identity_ids[:, None]).any()
+    assert search.recall.value >= 0.9
+
+
+def test_anchors_short_of_candidates_get_all_there_are(made):
+    sparse = np.where(np.arange(6000) < 5990, 0, 1 + np.arange(6000) % 5)
+    _, found = searched(made.embeddings_ND, sparse, IndexConfig(kind="ivf"), k=10)
+    large = found.row_ids_AK[:5990]
+    assert (np.sort(large, axis=1) == np.arange(5990, 6000)).all()
+
+
+def test_a_memory_map_gives_the_same_as_memory(made, tmp_path):
+    np.save(tmp_path / "rows.npy", made.embeddings_ND)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    config = IndexConfig(kind="ivf", num_probes=5)
+    _, from_memory = searched(made.embeddings_ND, made.identity_ids_N, config)
+    _, from_map = searched(mapped, made.identity_ids_N, config)
+    assert (from_memory.row_ids_AK == from_map.row_ids_AK).mean() > 0.999
+
+
+def test_a_target_below_the_floor_is_refused():
+    with pytest.raises(ValidationError, match=r"target_recall=0\.8 is below min_recall=0\.9"):
+        IndexConfig(kind="ivf", target_recall=0.8)

@@ -1,0 +1,106 @@
+"""The join of anchors and lists: exact when every list is probed, sound when few are."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miner.index import list_join
+from miner.index.inverted_lists import InvertedLists, default_num_lists
+from miner.index.list_join import ListJoin
+from miner.index.threads import workers
+from miner.types import Candidates, IdentityTable
+from tests.miner.index.neighbour_oracle import assert_exact, brute_force, unit_rows
+
+
+def join(embeddings, identity_ids, anchors, k, *, lists, probes, threads=2) -> Candidates:
+    identities = IdentityTable.from_ids(np.asarray(identity_ids, np.int32))
+    with workers(threads) as each:
+        built = InvertedLists.build(embeddings, lists, 0, each)
+        return ListJoin(embeddings, identities, built).search(
+            np.asarray(anchors, np.int64), k, probes, each
+        )
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(2, 80),
+    st.integers(1, 13),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.integers(1, 100),
+    st.booleans(),
+)
+def test_probing_every_list_is_exact(seed, rows, dim, lists, identities, k, duplicates):
+    rng = np.random.default_rng(seed)
+    embeddings = unit_rows(rng, rows, dim)
+    if duplicates:
+        embeddings = embeddings[rng.integers(max(1, rows // 4), size=rows)]
+    identity_ids = np.unique(rng.integers(identities, size=rows), return_inverse=True)[1]
+    found = join(
+        embeddings, identity_ids, np.arange(rows), k, lists=min(lists, rows), probes=10_000
+    )
+    assert_exact(found, embeddings, identity_ids, k)
+
+
+@pytest.mark.parametrize("small", ["MAX_JOINED", "MAX_PRODUCT", "PROBE_CHUNK"])
+def test_the_size_of_blocks_has_no_effect(monkeypatch, small):
+    rng = np.random.default_rng(1)
+    embeddings, identity_ids = unit_rows(rng, 400, 12), rng.integers(30, size=400)
+    anchors = rng.integers(400, size=150)  # some rows more than once
+    whole = join(embeddings, identity_ids, anchors, 7, lists=20, probes=4)
+    monkeypatch.setattr(list_join, small, 7)
+    parts = join(embeddings, identity_ids, anchors, 7, lists=20, probes=4, threads=1)
+    assert (whole.row_ids_AK == parts.row_ids_AK).mean() > 0.999, "but for ties in float32"
+    np.testing.assert_allclose(whole.similarities_AK, parts.similarities_AK, atol=1e-6)
+
+
+def test_few_probes_give_true_similarities_and_never_the_anchors_identity():
+    rng = np.random.default_rng(2)
+    embeddings, identity_ids = unit_rows(rng, 500, 24), rng.integers(40, size=500)
+    found = join(embeddings, identity_ids, np.arange(500), 20, lists=25, probes=1)
+    for anchor in range(0, 500, 7):
+        others = brute_force(embeddings, identity_ids, anchor)
+        rows = found.row_ids_AK[anchor][found.row_ids_AK[anchor] >= 0].tolist()
+        assert len(set(rows)) == len(rows)
+        assert [others[row] for row in rows] == pytest.approx(
+            found.similarities_AK[anchor][: len(rows)].tolist(), abs=1e-5
+        )
+
+
+def test_more_probes_find_no_less():
+    rng = np.random.default_rng(3)
+    embeddings, identity_ids = unit_rows(rng, 2000, 16), rng.integers(200, size=2000)
+    found = [
+        join(embeddings, identity_ids, np.arange(2000), 10, lists=60, probes=probes)
+        for probes in (1, 6, 30)
+    ]
+    for fewer, more in itertools.pairwise(found):
+        assert (more.similarities_AK >= fewer.similarities_AK - 1e-6).all()
+
+
+def test_lists_hold_every_row_once_with_its_nearest_centroid():
+    embeddings = unit_rows(np.random.default_rng(4), 3000, 10)
+    with workers(2) as each:
+        built = InvertedLists.build(embeddings, 50, 0, each)
+    assert sorted(built.rows_N.tolist()) == list(range(3000))
+    for list_id in range(built.num_lists):
+        assert (built.list_ids_N[built.rows_of(list_id)] == list_id).all()
+    similarities = embeddings @ built.centroids_LD.T
+    chosen = similarities[np.arange(3000), built.list_ids_N]
+    np.testing.assert_allclose(chosen, similarities.max(axis=1), atol=1e-6)
+    assert abs(built.num_lists - 50) <= 10, "about as many lists as asked for"
+
+
+def test_rows_that_are_all_the_same_can_be_listed():
+    embeddings = np.tile(unit_rows(np.random.default_rng(5), 1, 8), (300, 1))
+    found = join(embeddings, np.arange(300) % 3, np.arange(300), 5, lists=12, probes=12)
+    assert_exact(found, embeddings, np.arange(300) % 3, 5)
+
+
+@pytest.mark.parametrize(("rows", "lists"), [(1, 1), (100, 6), (10_000, 400), (1_000_000, 4000)])
+def test_the_default_number_of_lists_grows_with_the_root(rows, lists):
+    assert default_num_lists(rows) == lists
