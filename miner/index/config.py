@@ -20,12 +20,6 @@ class IndexConfig(BaseModel):
         "the rows of near lists, and measures what that misses. `auto` takes `flat` where that is "
         "a matter of seconds, else `ivf`.",
     )
-    search_block: int = Field(
-        default=4096,
-        ge=1,
-        description="Queries per flat search. Large blocks are matrix products: 64 at a time is "
-        "4.6 times slower. Deep searches take fewer, so that their result lists stay small.",
-    )
     num_lists: int | None = Field(
         default=None,
         ge=1,

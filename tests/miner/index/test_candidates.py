@@ -159,6 +159,6 @@ def test_the_flat_index_pads_beyond_its_rows_and_describes_itself():
 
 
 def test_impossible_settings_are_refused():
-    for wrong in ({"kind": "magic"}, {"search_block": 0}, {"nprobe": 3}):
+    for wrong in ({"kind": "magic"}, {"num_lists": 0}, {"nprobe": 3}):
         with pytest.raises(ValidationError):
             IndexConfig(**wrong)
