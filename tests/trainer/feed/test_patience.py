@@ -44,7 +44,7 @@ def test_patience_ends_with_where_how_long_and_the_last_reason(clock: Clock) -> 
 
     with pytest.raises(MinerUnreachableError, match=r"here:1 for 5\.0 s .*connection refused"):
         try_for_ever()
-    assert clock.now_s == pytest.approx(105.0)
+    assert 105.0 <= clock.now_s <= 105.05  # the last pause lasts as long as the shortest deadline
 
 
 def test_a_sign_of_life_renews_the_patience_and_the_short_pauses(clock: Clock) -> None:
