@@ -199,7 +199,13 @@ class _Search:
         refresher._enter("searching", len(anchor_ids_A), "anchors")
         root, identities = refresher.snapshots.root.absolute(), refresher.catalog.identities
         request = SearchRequest(
-            root, self.key, identities, anchor_ids_A, num_candidates, config.seed
+            root,
+            self.key,
+            identities,
+            anchor_ids_A,
+            num_candidates,
+            config.seed,
+            warm_path=root / "search.safetensors",
         )
         found = search_snapshot(request, config.index, config.workers)
         self.index = dict(found.index)

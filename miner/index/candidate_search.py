@@ -4,13 +4,12 @@
                 ^             |
                 +-- deepened -+-> refused
 
-Shape legend: N = rows, D = dimensions, A = anchors, S = anchors of a sample, L = lists.
+Shape legend: N = rows, D = dimensions, A = anchors, S = anchors of a sample.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable
 
@@ -21,11 +20,11 @@ from miner.errors import SearchError
 from miner.index.candidates import check_fit
 from miner.index.config import IndexConfig
 from miner.index.flat import FlatIndex
-from miner.index.inverted_lists import InvertedLists, default_num_lists
-from miner.index.list_join import ListJoin
+from miner.index.list_search import ListSearch
 from miner.index.recall import Recall, measure_recall
 from miner.index.sweep import sweep
 from miner.index.threads import Each, workers
+from miner.index.warm_start import WarmStart
 from miner.types import Candidates, IdentityTable
 
 __all__ = ["CandidateSearch"]
@@ -38,9 +37,8 @@ Progress = Callable[[int, int], None]
 FLAT_PRODUCTS = 4 * 10**9
 """Up to so many products of vectors `auto` is exact: some 20 s on two cores at 128 dimensions."""
 PROBED_SAMPLE = 500
-"""Anchors by which the number of probes is chosen, others than those that judge it."""
+"""Anchors by which the depth is chosen, others than those that judge it."""
 MAX_DEEPENINGS = 3
-MAX_ROWS = 2**32
 
 
 class CandidateSearch:
@@ -49,9 +47,10 @@ class CandidateSearch:
     Attributes:
         recall: The least recall measured so far; None as long as every search was exact.
         description: What the manifest says about the index; empty before the first search.
+        warm_start: For the next search over these rows; None if there was nothing to learn.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two inputs; all but those and the settings by name
         self,
         embeddings_ND: npt.NDArray[np.float32],
         identities: IdentityTable,
@@ -59,6 +58,7 @@ class CandidateSearch:
         *,
         seed: int = 0,
         num_threads: int | None = None,
+        before: WarmStart | None = None,
     ) -> None:
         """Take the rows; nothing is built before the first search.
 
@@ -68,15 +68,16 @@ class CandidateSearch:
             config: Kind, depth and recall.
             seed: Draws training sample and anchors on which recall is measured.
             num_threads: Of this process; None: as many as it has cores.
+            before: What an earlier search over the same rows has left, maybe under other weights.
         """
         self.recall: Recall | None = None
         self.description: dict[str, int | float | str] = {}
+        self.warm_start = before
         self._embeddings_ND, self._identities, self._config = embeddings_ND, identities, config
         self._seed = seed
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
         self._flat: FlatIndex | None = None
-        self._join: ListJoin | None = None
-        self._num_probes = config.num_probes
+        self._lists = ListSearch(embeddings_ND, identities, config, seed=seed, before=before)
 
     def __call__(
         self, anchor_ids_A: I64, num_candidates: int, on_progress: Progress | None = None
@@ -101,24 +102,21 @@ class CandidateSearch:
             self.description = {**flat.describe(), **reason}
             return self._exact(anchor_ids_A, num_candidates, on_progress)
         with workers(self._num_threads) as each:
-            join = self._list_join(each)
-            if self._num_probes is None:
-                self._num_probes = self._tune(join, anchor_ids_A)
-            found, recall = self._search(join, anchor_ids_A, num_candidates, each, on_progress)
+            found, recall = self._search(anchor_ids_A, num_candidates, each, on_progress)
         if self.recall is None or recall.value < self.recall.value:
             self.recall = recall
         self.description = {
             **flat.describe(),
-            "kind": "ivf",
+            **self._lists.describe(),
             **reason,
-            "num_lists": join.lists.num_lists,
-            "num_probes": self._num_probes,
             "recall_at": self.recall.at,
             "recall_low": round(self.recall.low, 4),
             "recall_high": round(self.recall.high, 4),
             "recall_anchors": self.recall.num_anchors,
         }
-        return self._completed(found)
+        found = self._completed(found)
+        self.warm_start = self._lists.remember(found)
+        return found
 
     def _choose(self, num_anchors: int) -> tuple[str, dict[str, str]]:
         """The kind, and why where it was chosen here."""
@@ -137,16 +135,6 @@ class CandidateSearch:
             flat.build(self._embeddings_ND)
             self._flat = flat
         return self._flat
-
-    def _list_join(self, each: Each) -> ListJoin:
-        if self._join is None:
-            num_rows = len(self._embeddings_ND)
-            if num_rows >= MAX_ROWS:
-                raise SearchError(f"an index of kind ivf takes 2**32 - 1 rows, got {num_rows}")
-            num_lists = min(self._config.num_lists or default_num_lists(num_rows), num_rows)
-            lists = InvertedLists.build(self._embeddings_ND, num_lists, self._seed, each)
-            self._join = ListJoin(self._embeddings_ND, self._identities, lists)
-        return self._join
 
     def _exact(
         self, anchor_ids_A: I64, num_candidates: int, on_progress: Progress | None = None
@@ -168,49 +156,32 @@ class CandidateSearch:
         choosing = shuffled[judging : judging + PROBED_SAMPLE]
         return (choosing if len(choosing) else shuffled[:PROBED_SAMPLE]), shuffled[:judging]
 
-    def _tune(self, join: ListJoin, anchor_ids_A: I64) -> int:
-        """Fewest probes with which a sample's nearest rows are found to the target share."""
-        choosing, _ = self._samples(len(anchor_ids_A))
-        anchor_ids_S = anchor_ids_A[choosing]
-        exact = self._exact(anchor_ids_S, self._config.recall_at)
-        scores_SL = self._embeddings_ND[anchor_ids_S] @ join.lists.centroids_LD.T
-        ranks_SL = np.argsort(np.argsort(-scores_SL, axis=1, kind="stable"), axis=1)
-        lists_SR = join.lists.list_ids_N[exact.row_ids_AK]
-        needed_SR = np.take_along_axis(ranks_SL, lists_SR, axis=1) + 1
-        needed = np.sort(needed_SR[exact.row_ids_AK >= 0])
-        if not len(needed):
-            return 1
-        return int(needed[math.ceil(self._config.target_recall * len(needed)) - 1])
-
     def _search(
-        self,
-        join: ListJoin,
-        anchor_ids_A: I64,
-        num_candidates: int,
-        each: Each,
-        on_progress: Progress | None,
+        self, anchor_ids_A: I64, num_candidates: int, each: Each, on_progress: Progress | None
     ) -> tuple[Candidates, Recall]:
         """Search, and deepen until the floor is reached."""
-        _, judging = self._samples(len(anchor_ids_A))
+        choosing, judging = self._samples(len(anchor_ids_A))
         at = min(self._config.recall_at, num_candidates)
+        if not self._lists.is_prepared:
+            exact = self._exact(anchor_ids_A[choosing], at)
+            self._lists.prepare(exact, num_candidates, each)
         exact = self._exact(anchor_ids_A[judging], at)
         tried: list[str] = []
-        assert self._num_probes is not None
         for _ in range(MAX_DEEPENINGS + 1):
-            self._num_probes = min(self._num_probes, join.lists.num_lists)
-            found = join.search(anchor_ids_A, num_candidates, self._num_probes, each, on_progress)
+            found = self._lists.search(anchor_ids_A, num_candidates, each, on_progress)
             sampled = Candidates(
                 anchor_ids_A[judging], found.row_ids_AK[judging], found.similarities_AK[judging]
             )
             recall = measure_recall(sampled, exact, at)
-            logger.info("probed %d of %d lists: %s", self._num_probes, join.lists.num_lists, recall)
+            what = self._lists.describe()
+            logger.info("probed %d of %d lists: %s", what["num_probes"], what["num_lists"], recall)
             if recall.value >= self._config.min_recall:
                 return found, recall
-            tried.append(f"{self._num_probes} probes: {recall}")
-            self._num_probes = max(2 * self._num_probes, self._tune(join, anchor_ids_A))
+            tried.append(f"{what['num_probes']} probes: {recall}")
+            self._lists.deepen(exact)
         raise SearchError(
             f"recall stayed below min_recall={self._config.min_recall}: {'; '.join(tried)}, of "
-            f"{join.lists.num_lists} lists; set num_probes higher, or take kind flat"
+            f"{what['num_lists']} lists; set num_probes higher, or take kind flat"
         )
 
     def _completed(self, found: Candidates) -> Candidates:

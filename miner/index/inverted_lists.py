@@ -1,7 +1,8 @@
-"""The gallery in lists of rows that lie near each other: training, assignment, order.
+"""The gallery in lists of rows that lie near each other: training, assignment.
 
-It knows neither identities nor anchors. Shape legend: N = rows, D = dimensions, L = lists,
-S = rows of the training sample.
+Lists are trained in the leading axes of the rows, and stand in such an order that near ones have
+near numbers. It knows neither identities nor anchors. Shape legend: N = rows, D = dimensions,
+P = axes, L = lists, C = coarse clusters, S = rows of the training sample.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from miner.index.projection import Projection
 from miner.index.threads import Each
 
-__all__ = ["InvertedLists", "default_num_lists"]
+__all__ = ["Centroids", "InvertedLists", "default_num_lists"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -22,8 +24,46 @@ I64 = npt.NDArray[np.int64]
 SAMPLE_PER_LIST = 32
 ITERATIONS = 8
 MIN_ROWS_PER_LIST = 16
+MAX_LISTS = 2**16
 CHUNK = 2048
-"""Rows compared with all centroids at a time: bounds a chunk's similarities to 32 MB."""
+"""Rows compared with centroids at a time: bounds a chunk's similarities to 32 MB."""
+SHORTLIST = 4
+"""Rows are compared with one in four centroids, those nearest to their coarse cluster."""
+MIN_SHORTLISTED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Centroids:
+    """What is trained, and lasts from round to round.
+
+    Attributes:
+        projection: Of rows to the axes that lists are made in.
+        coarse_CP: [C, P] float32 of length 1.
+        fine_LP: [L, P] float32 of length 1, the centroids of the lists.
+    """
+
+    projection: Projection
+    coarse_CP: F32
+    fine_LP: F32
+
+    @classmethod
+    def train(
+        cls, embeddings_ND: F32, projection: Projection, num_lists: int, seed: int
+    ) -> Centroids:
+        """K-means in two levels of a seeded sample: coarse clusters, then lists within each."""
+        rng = np.random.Generator(np.random.Philox(seed))
+        wanted = min(len(embeddings_ND), num_lists * SAMPLE_PER_LIST)
+        sample = np.sort(rng.choice(len(embeddings_ND), wanted, replace=False))
+        sample_SP = projection(embeddings_ND[sample])
+        coarse_CP = _k_means(sample_SP, max(1, round(num_lists**0.5)), seed)
+        coarse_S = (sample_SP @ coarse_CP.T).argmax(axis=1)
+        shares_C = np.bincount(coarse_S, minlength=len(coarse_CP)) * (num_lists / wanted)
+        parts = []
+        for cluster in np.flatnonzero(shares_C):
+            members_SP = sample_SP[coarse_S == cluster]
+            parts.append(_k_means(members_SP, max(1, round(shares_C[cluster])), seed))
+        fine_LP = np.concatenate(parts)
+        return cls(projection, coarse_CP, fine_LP[_chain(fine_LP)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,100 +71,87 @@ class InvertedLists:
     """Rows by list.
 
     Attributes:
-        centroids_LD: [L, D] float32 of length 1.
+        centroids: Of the lists.
         list_ids_N: [N] int32, each row's nearest centroid.
-        rows_N: [N] int64 row ids by (list, row id).
-        offsets_L1: [L+1] int64; list ``l`` holds ``rows_N[offsets_L1[l]:offsets_L1[l + 1]]``.
     """
 
-    centroids_LD: F32
+    centroids: Centroids
     list_ids_N: npt.NDArray[np.int32]
-    rows_N: I64
-    offsets_L1: I64
 
     @classmethod
-    def build(cls, embeddings_ND: F32, num_lists: int, seed: int, each: Each) -> InvertedLists:
-        """Train on a seeded sample, then put every row into the list of its nearest centroid.
+    def assign(cls, vectors_NP: F32, centroids: Centroids, each: Each) -> InvertedLists:
+        """Put every row into the list of its nearest centroid.
 
-        Cost: O(N L D) for the assignment; the training is small beside it, since centroids are
-        trained in two levels.
+        A row is compared with a quarter of the centroids, those nearest to the coarse cluster that
+        it is nearest to; for a row in a thousand or so the nearest centroid is not among them.
+
+        Cost: O(N L P / 4).
         """
-        centroids_LD = _train(embeddings_ND, num_lists, seed)
-        list_ids_N = np.empty(len(embeddings_ND), np.int32)
+        coarse_N = np.empty(len(vectors_NP), np.int32)
+        list_ids_N = np.empty(len(vectors_NP), np.int32)
+        fine_LP, coarse_CP = centroids.fine_LP, centroids.coarse_CP
 
-        def assign(begin: int) -> None:
-            rows_CD = np.asarray(embeddings_ND[begin : begin + CHUNK])
-            list_ids_N[begin : begin + CHUNK] = (rows_CD @ centroids_LD.T).argmax(axis=1)
+        def coarsely(begin: int) -> None:
+            scores_nC = vectors_NP[begin : begin + CHUNK] @ coarse_CP.T
+            coarse_N[begin : begin + CHUNK] = scores_nC.argmax(axis=1)
 
-        each(assign, range(0, len(embeddings_ND), CHUNK))
-        rows_N = np.argsort(list_ids_N, kind="stable")
-        sizes_L = np.bincount(list_ids_N, minlength=len(centroids_LD))
-        offsets_L1 = np.concatenate(([0], np.cumsum(sizes_L))).astype(np.int64)
-        return cls(centroids_LD, list_ids_N, rows_N, offsets_L1)
+        each(coarsely, range(0, len(vectors_NP), CHUNK))
+        rows_N = np.argsort(coarse_N, kind="stable")
+        ends_C = np.cumsum(np.bincount(coarse_N, minlength=len(coarse_CP)))
+
+        def finely(cluster: int) -> None:
+            near_L = np.argsort(-(fine_LP @ coarse_CP[cluster]), kind="stable")
+            short = np.sort(near_L[: max(MIN_SHORTLISTED, len(fine_LP) // SHORTLIST)])
+            near_LP = fine_LP[short]
+            rows = rows_N[ends_C[cluster - 1] if cluster else 0 : ends_C[cluster]]
+            for begin in range(0, len(rows), CHUNK):
+                part = rows[begin : begin + CHUNK]
+                list_ids_N[part] = short[(vectors_NP[part] @ near_LP.T).argmax(axis=1)]
+
+        each(finely, range(len(coarse_CP)))
+        return cls(centroids, list_ids_N)
 
     @property
     def num_lists(self) -> int:
         """Lists, L; some may be empty."""
-        return len(self.centroids_LD)
-
-    @property
-    def sizes_L(self) -> I64:
-        """[L] rows of each list."""
-        return np.diff(self.offsets_L1)
-
-    def rows_of(self, list_id: int) -> I64:
-        """Row ids of a list, ascending."""
-        return self.rows_N[self.offsets_L1[list_id] : self.offsets_L1[list_id + 1]]
-
-    def rows_near(self, list_id: int, num_rows: int) -> tuple[I64, I64]:
-        """The lists nearest to a list, itself first, with at least ``num_rows`` rows; the rows."""
-        near_L = np.argsort(-(self.centroids_LD @ self.centroids_LD[list_id]), kind="stable")
-        ends_L = np.cumsum(self.sizes_L[near_L])
-        lists = near_L[: int(np.searchsorted(ends_L, num_rows)) + 1]
-        return lists, np.concatenate([self.rows_of(int(near)) for near in lists])
+        return len(self.centroids.fine_LP)
 
 
 def default_num_lists(num_rows: int) -> int:
-    """About ``4 sqrt(N)``: comparing with centroids costs about as much as scanning lists."""
-    return max(1, min(int(4 * num_rows**0.5), num_rows // MIN_ROWS_PER_LIST))
+    """Grows with ``N ** 0.75``: choosing lists costs little beside searching them."""
+    return max(1, min(int(num_rows**0.75 / 4.5), num_rows // MIN_ROWS_PER_LIST, MAX_LISTS))
 
 
-def _train(embeddings_ND: F32, num_lists: int, seed: int) -> F32:
-    """Centroids of length 1 in two levels: k-means of a sample, then within each cluster."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    wanted = min(len(embeddings_ND), num_lists * SAMPLE_PER_LIST)
-    sample = np.sort(rng.choice(len(embeddings_ND), wanted, replace=False))
-    sample_SD = np.ascontiguousarray(embeddings_ND[sample])
-    if num_lists == 1:
-        return _unit(sample_SD.mean(axis=0, keepdims=True))
-    coarse_CD = _k_means(sample_SD, max(1, round(num_lists**0.5)), seed)
-    coarse_S = (sample_SD @ coarse_CD.T).argmax(axis=1)
-    shares_C = np.bincount(coarse_S, minlength=len(coarse_CD)) * (num_lists / wanted)
-    parts = []
-    for cluster in np.flatnonzero(shares_C):
-        members_SD = sample_SD[coarse_S == cluster]
-        parts.append(_k_means(members_SD, max(1, round(shares_C[cluster])), seed))
-    return np.concatenate(parts)
-
-
-def _k_means(sample_SD: F32, num_clusters: int, seed: int) -> F32:
-    num_clusters = min(num_clusters, len(sample_SD))
+def _k_means(sample_SP: F32, num_clusters: int, seed: int) -> F32:
+    num_clusters = min(num_clusters, len(sample_SP))
     if num_clusters == 1:
-        return _unit(sample_SD.mean(axis=0, keepdims=True))
+        return _unit(sample_SP.mean(axis=0, keepdims=True))
     k_means = faiss.Kmeans(
-        sample_SD.shape[1],
+        sample_SP.shape[1],
         num_clusters,
         niter=ITERATIONS,
         spherical=True,
         seed=seed % 2**31,
         min_points_per_centroid=1,
-        max_points_per_centroid=len(sample_SD),
+        max_points_per_centroid=len(sample_SP),
     )
-    k_means.train(sample_SD)
+    k_means.train(sample_SP)
     return _unit(np.asarray(k_means.centroids))
 
 
-def _unit(vectors_CD: F32) -> F32:
-    lengths_C = np.linalg.norm(vectors_CD, axis=1, keepdims=True)
-    unit_CD: F32 = vectors_CD / np.maximum(lengths_C, np.float32(1e-12))
-    return unit_CD
+def _chain(centroids_LP: F32) -> I64:
+    """[L] an order in which each centroid is followed by the nearest of those that are left."""
+    scores_LL = centroids_LP @ centroids_LP.T
+    chain = np.empty(len(centroids_LP), np.int64)
+    here = 0
+    for place in range(len(chain)):
+        chain[place] = here
+        scores_LL[:, here] = -np.inf
+        here = int(scores_LL[here].argmax())
+    return chain
+
+
+def _unit(vectors_CP: F32) -> F32:
+    lengths_C = np.linalg.norm(vectors_CP, axis=1, keepdims=True)
+    unit_CP: F32 = vectors_CP / np.maximum(lengths_C, np.float32(1e-12))
+    return unit_CP

@@ -1,12 +1,14 @@
 """Candidates of many anchors at once from inverted lists: a join of anchors and lists.
 
-    anchors by nearest list, some 30,000 at a time
-      -> lists near their own: one product per list, all its anchors together    (a first top K)
-      -> further lists that an anchor probes: one product per probed list        (into the top K)
+    anchors by nearest list, some 50,000 at a time
+      -> rows near their list: similarities that K rows of each anchor will exceed    (marks)
+      -> each list with all anchors that probe it: one product                        (a reservoir)
+      -> rows in the reservoir compared in all dimensions                             (candidates)
 
-Identity is masked in the products, so nothing is fetched to be thrown away. Shape legend: N = rows,
-D = dimensions, L = lists, A = anchors, B = anchors joined at a time, K = candidates, G = rows of
-the gallery in one product.
+The lists are searched in the leading axes of the rows; identity is masked in the products, so
+nothing is fetched to be thrown away. Shape legend: N = rows, D = dimensions, P = axes, L = lists,
+I = identities, R = runs of an identity's rows within a list, A = anchors, B = anchors joined at a
+time, K = candidates, E = entries of a reservoir, G = rows of the gallery in one product.
 """
 
 from __future__ import annotations
@@ -19,24 +21,37 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from miner.core.ragged import ragged_arange
 from miner.index.inverted_lists import InvertedLists
+from miner.index.reservoir import Reservoir, capacity_for
 from miner.index.threads import Each
-from miner.index.top_k import by_similarity, pass_mark, top_k
+from miner.index.top_k import pack, pass_mark, unpack
 from miner.types import Candidates, IdentityTable
 
-__all__ = ["ListJoin"]
+__all__ = ["NONE", "ListJoin"]
+
+_FAISS: Any = faiss
+"""Its type stubs lack what is used here."""
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-MAX_ENTRIES = 2**22
-"""Bounds the results of the anchors joined at a time: 32,768 anchors of 128 candidates."""
-MAX_JOINED = 2**15
-MAX_PRODUCT = 2**22
-"""Bounds one product to 16 MB."""
-FIRST_ROWS_PER_CANDIDATE = 6
-"""Rows near an anchor's own list that are searched first, so that later ones rarely get in."""
-PROBE_CHUNK = 1024
+NONE = np.uint32(2**32 - 1)
+"""In place of a row that is known, where there is none."""
+MAX_HELD = 2**23
+"""Bounds the reservoirs of the anchors joined at a time: 64 MB."""
+MAX_JOINED = 2**16
+MAX_PRODUCT = 2**20
+"""A product of so many entries, 4 MB, is scanned while it is in the cache."""
+NEAR_ROWS_PER_ENTRY = 12
+MAX_NEAR_ROWS_PER_ENTRY = 48
+LONG_RUN = 32
+"""Rows of an anchor's identity in a list that are hidden run by run, not place by place."""
+ROUNDING = np.float32(1e-5)
+"""Between two products of the same vectors in matrices of other shapes."""
+SHORTLISTED_PER_PROBE = 8
+"""An anchor's lists are chosen among the so many times as many lists nearest to its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +62,72 @@ class ListJoin:
         embeddings_ND: [N, D] float32 of length 1; may be a memory map.
         identities: Of the same rows.
         lists: Of the same rows.
+        rows_N: [N] int64 row ids by (list, identity, row).
+        vectors_NP: [N, P] their leading axes.
+        offsets_L1: [L+1] int64 where each list begins in these.
+        owners_R: [R] int32 identities; a run is the rows of an identity in a list.
+        begins_R1: [R+1] int64 where each run begins.
+        runs_L1: [L+1] int64 the runs of each list.
     """
 
     embeddings_ND: F32
     identities: IdentityTable
     lists: InvertedLists
+    rows_N: I64
+    vectors_NP: F32
+    offsets_L1: I64
+    owners_R: I32
+    begins_R1: I64
+    runs_L1: I64
 
-    def search(
+    @classmethod
+    def build(
+        cls, embeddings_ND: F32, vectors_NP: F32, identities: IdentityTable, lists: InvertedLists
+    ) -> ListJoin:
+        """Put the rows in order.
+
+        Args:
+            embeddings_ND: [N, D] float32 of length 1; may be a memory map.
+            vectors_NP: [N, P] their leading axes; copied in another order.
+            identities: Of the same rows.
+            lists: Of the same rows.
+        """
+        list_ids_N, owners_N = lists.list_ids_N, identities.identity_ids_N
+        rows_N = np.lexsort((owners_N, list_ids_N))
+        listed_N, owners_N = list_ids_N[rows_N], owners_N[rows_N]
+        is_first_N = np.ones(len(rows_N), np.bool_)
+        is_first_N[1:] = (listed_N[1:] != listed_N[:-1]) | (owners_N[1:] != owners_N[:-1])
+        begins_R = np.flatnonzero(is_first_N)
+        edges = np.arange(lists.num_lists + 1)
+        return cls(
+            embeddings_ND,
+            identities,
+            lists,
+            rows_N,
+            vectors_NP[rows_N],
+            np.searchsorted(listed_N, edges),
+            owners_N[begins_R],
+            np.append(begins_R, len(rows_N)),
+            np.searchsorted(listed_N[begins_R], edges),
+        )
+
+    def search(  # noqa: PLR0913 - a search, how deep, and how it runs
         self,
         anchor_ids_A: I64,
         num_candidates: int,
         num_probes: int,
         each: Each,
         on_progress: Callable[[int, int], None] | None = None,
+        *,
+        known_NW: npt.NDArray[np.uint32] | None = None,
     ) -> Candidates:
         """The most similar rows of other identities among those in the lists that are searched.
 
-        Of each anchor at least the ``num_probes`` lists whose centroids are most similar to it are
-        searched: with all of them the result is exact. Anchors that find fewer rows of other
-        identities than asked for are padded with -1 and -inf.
+        Of each anchor the ``num_probes`` lists whose centroids are most similar to it are searched,
+        among the lists near its own, and those that are nearest to its own: with all lists the
+        result is exact if the lists are in all dimensions. In fewer axes somewhat more than K rows
+        are kept, and ordered by all dimensions. Similarities are those of the embeddings. Anchors
+        that find fewer rows of other identities are padded with -1 and -inf.
 
         Args:
             anchor_ids_A: [A] row ids; a row may occur more than once.
@@ -73,24 +135,29 @@ class ListJoin:
             num_probes: Lists per anchor, at least 1.
             each: From :func:`~miner.index.threads.workers`.
             on_progress: Called with (anchors done, anchors in all).
+            known_NW: [N, W] rows that are taken for found, of each row; NONE in place of none.
 
-        Cost: for each anchor L products to choose lists, and one for each row in them; 20 bytes per
-            candidate of the anchors joined at a time in each thread.
+        Cost: for each anchor the product of P axes with each row in its lists; in each thread some
+            100 MB.
         """
         num_anchors = len(anchor_ids_A)
         row_ids_AK = np.empty((num_anchors, num_candidates), np.int64)
         similarities_AK = np.empty((num_anchors, num_candidates), np.float32)
         by_list_A = np.argsort(self.lists.list_ids_N[anchor_ids_A], kind="stable")
-        joined = max(1, min(MAX_JOINED, MAX_ENTRIES // num_candidates))
+        joined = self._num_joined(num_anchors, num_candidates, each.num_threads)
         done = 0
 
         def join(begin: int) -> None:
             nonlocal done
             places_B = by_list_A[begin : begin + joined]
-            batch = _Batch.of(self, anchor_ids_A[places_B], num_candidates)
-            batch.search_near()
-            batch.search_probed(num_probes)
-            similarities_AK[places_B], row_ids_AK[places_B] = batch.best()
+            batch = _Batch.of(self, anchor_ids_A[places_B])
+            found = batch.search(self.num_entries(num_candidates), num_probes)
+            row_ids_BE = np.where(found[1] < 0, -1, self.rows_N[found[1]])
+            if known_NW is not None:
+                row_ids_BE = np.hstack(
+                    (row_ids_BE, batch.of_others(known_NW[anchor_ids_A[places_B]]))
+                )
+            similarities_AK[places_B], row_ids_AK[places_B] = batch.best(row_ids_BE, num_candidates)
             done += len(places_B)
             if on_progress is not None:
                 on_progress(done, num_anchors)
@@ -98,118 +165,162 @@ class ListJoin:
         each(join, range(0, num_anchors, joined))
         return Candidates(anchor_ids_A.astype(np.int64), row_ids_AK, similarities_AK)
 
+    def num_entries(self, num_candidates: int) -> int:
+        """Rows of an anchor that are compared with it in all dimensions, E."""
+        is_whole = self.vectors_NP.shape[1] == self.embeddings_ND.shape[1]
+        return num_candidates if is_whole else num_candidates + max(num_candidates // 4, 10)
+
+    def _num_joined(self, num_anchors: int, num_candidates: int, num_threads: int) -> int:
+        """Anchors joined at a time: as many as fit, the same in all threads."""
+        most = MAX_HELD // capacity_for(self.num_entries(num_candidates))
+        most = max(1, min(MAX_JOINED, most))
+        num_batches = -(-num_anchors // most)
+        num_batches = num_threads * -(-num_batches // num_threads)
+        return max(1, -(-num_anchors // max(1, num_batches)))
+
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Anchors joined at a time, ascending by list, and the best rows found so far.
-
-    ``similarities_BK`` is a heap in each row, as FAISS keeps it: the least stands first.
-    """
+    """Anchors joined at a time, ascending by list."""
 
     join: ListJoin
-    queries_BD: F32
-    own_B: npt.NDArray[np.int32]
-    list_ids_B: npt.NDArray[np.int32]
-    similarities_BK: F32
-    row_ids_BK: I64
-    searched_first: dict[int, I64]
+    anchors_BD: F32
+    queries_BP: F32
+    owners_B: I32
+    list_ids_B: I32
 
     @classmethod
-    def of(cls, join: ListJoin, anchor_ids_B: I64, num_candidates: int) -> _Batch:
-        shape = (len(anchor_ids_B), num_candidates)
+    def of(cls, join: ListJoin, anchor_ids_B: I64) -> _Batch:
+        anchors_BD = np.ascontiguousarray(join.embeddings_ND[anchor_ids_B])
         return cls(
             join,
-            np.ascontiguousarray(join.embeddings_ND[anchor_ids_B]),
+            anchors_BD,
+            join.lists.centroids.projection(anchors_BD),
             join.identities.identity_ids_N[anchor_ids_B],
             join.lists.list_ids_N[anchor_ids_B],
-            np.empty(shape, np.float32),
-            np.empty(shape, np.int64),
-            {},
         )
 
+    def search(self, num_entries: int, num_probes: int) -> tuple[F32, I64]:
+        """[B, E] similarities in the leading axes, and places in ``join.rows_N``; in no order."""
+        join = self.join
+        marks_B, anchors_P, offsets_L1 = self.plan(num_entries, num_probes)
+        reservoir = Reservoir(marks_B, num_entries)
+        run_I = np.full(join.identities.num_identities, -1, np.int64)
+        for list_id in np.flatnonzero(np.diff(offsets_L1)).tolist():
+            rows = slice(*join.offsets_L1[list_id : list_id + 2].tolist())
+            runs = slice(*join.runs_L1[list_id : list_id + 2].tolist())
+            places_G = np.arange(rows.start, rows.stop)
+            run_I[join.owners_R[runs]] = np.arange(runs.start, runs.stop)
+            gallery_PG = join.vectors_NP[rows].T
+            probing = anchors_P[offsets_L1[list_id] : offsets_L1[list_id + 1]]
+            step = max(1, MAX_PRODUCT // max(1, len(places_G)))
+            for begin in range(0, len(probing), step):
+                part = probing[begin : begin + step]
+                scores_BG = self.queries_BP[part] @ gallery_PG
+                self.mask(scores_BG, run_I[self.owners_B[part]], rows.start)
+                reservoir.push(scores_BG, part, places_G)
+            run_I[join.owners_R[runs]] = -1
+        return reservoir.entries()
+
+    def mask(self, scores_BG: F32, run_B: I64, first: int) -> None:
+        """Hide each anchor's identity, whose rows in the list are run ``run_B`` if it has any."""
+        hit = np.flatnonzero(run_B >= 0)
+        begins, ends = self.join.begins_R1[run_B[hit]], self.join.begins_R1[run_B[hit] + 1]
+        if (ends - begins).sum() > LONG_RUN * len(hit):
+            for run in np.unique(run_B[hit]).tolist():
+                columns = slice(*(self.join.begins_R1[run : run + 2] - first).tolist())
+                scores_BG[run_B == run, columns] = -np.inf
+            return
+        position, owner = ragged_arange(ends - begins)
+        places = (hit * scores_BG.shape[1] + begins - first)[owner] + position
+        scores_BG.reshape(-1)[places] = -np.inf
+
+    def plan(self, num_entries: int, num_probes: int) -> tuple[F32, I64, I64]:
+        """What is searched.
+
+        Returns:
+            [B] marks that ``num_entries`` rows in its lists exceed; anchors by the list that they
+            probe; [L+1] where each list's anchors stand in these.
+        """
+        centroids_LP = self.join.lists.centroids.fine_LP
+        sizes_L = np.diff(self.join.offsets_L1)
+        marks_B = np.empty(len(self.list_ids_B), np.float32)
+        anchors, probed = [], []
+        for list_id, run in self.runs():
+            short = _nearest(centroids_LP, list_id, SHORTLISTED_PER_PROBE * num_probes)
+            ends = np.cumsum(sizes_L[short])
+            num_near = int(np.searchsorted(ends, NEAR_ROWS_PER_ENTRY * num_entries)) + 1
+            marks_B[run] = self.marks(run, short[:num_near], num_entries)
+            scores_BL = self.queries_BP[run] @ centroids_LP[short].T
+            chosen_BL = scores_BL >= pass_mark(scores_BL, min(num_probes, len(short)))[:, None]
+            chosen_BL[:, :num_near] = True
+            places = np.flatnonzero(chosen_BL)
+            anchor = places // len(short)
+            anchors.append(anchor + run.start)
+            probed.append(short[places - anchor * len(short)].astype(np.uint16))
+        probed_P = np.concatenate(probed)
+        by_list = np.argsort(probed_P, kind="stable")
+        counts_L = np.bincount(probed_P, minlength=len(sizes_L))
+        offsets_L1 = np.concatenate(([0], np.cumsum(counts_L)))
+        return marks_B, np.concatenate(anchors)[by_list], offsets_L1
+
     def runs(self) -> Iterator[tuple[int, slice]]:
-        """Each list that holds anchors, and where these stand."""
+        """Each list that holds anchors, and where these stand; not too many at a time."""
         lists, begins = np.unique(self.list_ids_B, return_index=True)
         ends = [*begins[1:].tolist(), len(self.list_ids_B)]
         for list_id, begin, end in zip(lists.tolist(), begins.tolist(), ends, strict=True):
-            yield list_id, slice(begin, end)
+            for start in range(begin, end, 1024):
+                yield list_id, slice(start, min(end, start + 1024))
 
-    def search_near(self) -> None:
-        """Fill the heaps from the lists near the anchors' own."""
-        num_candidates = self.row_ids_BK.shape[1]
-        for list_id, run in self.runs():
-            near, rows_G = self.join.lists.rows_near(
-                list_id, FIRST_ROWS_PER_CANDIDATE * num_candidates
-            )
-            self.searched_first[list_id] = near
-            rows_G = np.sort(rows_G)
-            gallery_GD = self.join.embeddings_ND[rows_G]
-            step = max(1, MAX_PRODUCT // len(rows_G))
-            for begin in range(run.start, run.stop, step):
-                part = slice(begin, min(begin + step, run.stop))
-                scores_BG = self.scores(part, rows_G, gallery_GD)
-                best = top_k(scores_BG, rows_G, num_candidates)
-                # Ascending rows are heaps.
-                self.similarities_BK[part], self.row_ids_BK[part] = (x[:, ::-1] for x in best)
+    def marks(self, run: slice, lists: I64, num_entries: int) -> F32:
+        """Similarities that ``num_entries`` rows of other identities in these lists exceed."""
+        join = self.join
+        sizes = join.offsets_L1[lists + 1] - join.offsets_L1[lists]
+        position, owner = ragged_arange(sizes)
+        places_G = join.offsets_L1[lists][owner] + position
+        places_G = places_G[: MAX_NEAR_ROWS_PER_ENTRY * num_entries]
+        scores_BG = self.queries_BP[run] @ join.vectors_NP[places_G].T
+        owners_G = join.identities.identity_ids_N[join.rows_N[places_G]]
+        own = np.flatnonzero(self.owners_B[run][:, None] == owners_G[None, :])
+        scores_BG.reshape(-1)[own] = -np.inf
+        return pass_mark(scores_BG, num_entries) - ROUNDING
 
-    def search_probed(self, num_probes: int) -> None:
-        """Search the lists that an anchor probes and that were not searched yet."""
-        anchors_P, offsets_L1 = self.probes(num_probes)
-        heaps = faiss.float_minheap_array_t()
-        heaps.nh, heaps.k = self.row_ids_BK.shape
-        heaps.val, heaps.ids = _pointer(self.similarities_BK), _pointer(self.row_ids_BK)
-        for list_id in np.argsort(-np.diff(offsets_L1), kind="stable").tolist():
-            rows_G = self.join.lists.rows_of(list_id)
-            probing = anchors_P[offsets_L1[list_id] : offsets_L1[list_id + 1]]
-            if not len(probing) or not len(rows_G):
-                continue
-            gallery_GD = self.join.embeddings_ND[rows_G]
-            step = max(1, MAX_PRODUCT // len(rows_G))
-            for begin in range(0, len(probing), step):
-                part = probing[begin : begin + step]
-                scores_BG = self.scores(part, rows_G, gallery_GD)
-                heaps.addn_query_subset_with_ids(
-                    len(part),
-                    _pointer(part),
-                    len(rows_G),
-                    _pointer(scores_BG),
-                    _pointer(rows_G),
-                    0,  # the same rows for all
-                )
+    def of_others(self, known_BW: npt.NDArray[np.uint32]) -> I64:
+        """[B, W] the row ids among these that have another identity; -1 in place of the rest."""
+        row_ids_BW = known_BW.astype(np.int64)
+        row_ids_BW[known_BW == NONE] = -1
+        is_own_BW = self.join.identities.identity_ids_N[row_ids_BW] == self.owners_B[:, None]
+        row_ids_BW[is_own_BW] = -1
+        return row_ids_BW
 
-    def probes(self, num_probes: int) -> tuple[I64, I64]:
-        """Anchors by the list that they probe, and [L+1] where each list's anchors stand."""
-        lists = self.join.lists
-        anchors, probed = [], []
-        for begin in range(0, len(self.list_ids_B), PROBE_CHUNK):
-            part = slice(begin, begin + PROBE_CHUNK)
-            scores_BL = self.queries_BD[part] @ lists.centroids_LD.T
-            marks_B = pass_mark(scores_BL, min(num_probes, lists.num_lists))
-            for list_id, run in self.runs():
-                at = slice(max(run.start - begin, 0), max(run.stop - begin, 0))
-                scores_BL[at, self.searched_first[list_id]] = -np.inf
-            marks_B = np.maximum(marks_B, np.finfo(np.float32).min)
-            anchor, list_id_P = np.nonzero(scores_BL >= marks_B[:, None])
-            anchors.append(anchor + begin)
-            probed.append(list_id_P.astype(np.int32))
-        probed_P = np.concatenate(probed)
-        counts_L = np.bincount(probed_P, minlength=lists.num_lists)
-        by_list = np.argsort(probed_P, kind="stable")
-        offsets_L1 = np.concatenate(([0], np.cumsum(counts_L))).astype(np.int64)
-        return np.concatenate(anchors)[by_list], offsets_L1
+    def best(self, row_ids_BE: I64, num_candidates: int) -> tuple[F32, I64]:
+        """The most similar of some rows in all dimensions, best first, equal ones by row id.
 
-    def scores(self, part: slice | I64, rows_G: I64, gallery_GD: F32) -> F32:
-        """Similarities of some anchors to some rows; -inf for rows of an anchor's identity."""
-        scores_BG: F32 = self.queries_BD[part] @ gallery_GD.T
-        of_rows_G = self.join.identities.identity_ids_N[rows_G]
-        masked = np.flatnonzero(self.own_B[part][:, None] == of_rows_G[None, :])
-        scores_BG.reshape(-1)[masked] = -np.inf
-        return scores_BG
-
-    def best(self) -> tuple[F32, I64]:
-        """What was found, best first, equal ones by row id."""
-        return by_similarity(self.similarities_BK, self.row_ids_BK)
+        -1 is no row; a row counts once.
+        """
+        similarities_BE = np.empty(row_ids_BE.shape, np.float32)
+        is_none_BE = row_ids_BE < 0
+        row_ids_BE = np.where(is_none_BE, 0, row_ids_BE)
+        arrays = (similarities_BE, self.anchors_BD, self.join.embeddings_ND, row_ids_BE)
+        _FAISS.fvec_inner_products_by_idx(
+            *(_FAISS.swig_ptr(array) for array in arrays),
+            self.anchors_BD.shape[1],
+            *row_ids_BE.shape,
+        )
+        keys_BE = pack(similarities_BE, row_ids_BE)
+        keys_BE[is_none_BE] = 0
+        keys_BE.sort(axis=1)
+        is_again_BE = keys_BE[:, 1:] == keys_BE[:, :-1]
+        if is_again_BE[keys_BE[:, 1:] > 0].any():
+            keys_BE[:, 1:][is_again_BE] = 0
+            keys_BE.sort(axis=1)
+        return unpack(keys_BE[:, : -num_candidates - 1 : -1])
 
 
-def _pointer(array: npt.NDArray[Any]) -> Any:
-    return faiss.swig_ptr(array)
+def _nearest(centroids_LP: F32, list_id: int, num_lists: int) -> I64:
+    """Lists nearest to a list, itself first."""
+    distances_L = -(centroids_LP @ centroids_LP[list_id])
+    if num_lists >= len(centroids_LP):
+        return np.argsort(distances_L, kind="stable")
+    near = np.argpartition(distances_L, num_lists)[:num_lists]
+    return near[np.argsort(distances_L[near], kind="stable")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["by_similarity", "pass_mark", "top_k"]
+__all__ = ["by_similarity", "pack", "pass_mark", "top_k", "unpack"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -49,9 +49,9 @@ def top_k(similarities_BG: F32, row_ids_G: I64, num_entries: int) -> tuple[F32, 
     width = max(num_entries, int(counts_B.max(initial=0)))
     keys_BW = np.zeros((num_queries, width), np.uint64)
     found = similarities_BG.reshape(-1)[places]
-    keys_BW[query, position] = _pack(found, row_ids_G[places - query * num_rows])
+    keys_BW[query, position] = pack(found, row_ids_G[places - query * num_rows])
     keys_BW.sort(axis=1)
-    return _unpack(
+    return unpack(
         keys_BW[:, : width - num_entries - 1 : -1] if width > num_entries else keys_BW[:, ::-1]
     )
 
@@ -82,13 +82,15 @@ def by_similarity(similarities_BK: F32, row_ids_BK: I64) -> tuple[F32, I64]:
     return similarities_BK, row_ids_BK
 
 
-def _pack(similarities: F32, row_ids: I64) -> U64:
+def pack(similarities: F32, row_ids: I64) -> U64:
+    """Keys of entries: the larger, the more similar; among equal ones the smaller its row id."""
     bits = (similarities + np.float32(0)).view(np.uint32)  # -0.0 is equal to 0.0
     ordered = np.where(bits & _SIGN, ~bits, bits | _SIGN).astype(np.uint64)
     return (ordered << np.uint64(32)) | (_LOW - row_ids.astype(np.uint64))
 
 
-def _unpack(keys: U64) -> tuple[F32, I64]:
+def unpack(keys: U64) -> tuple[F32, I64]:
+    """Similarities and row ids of keys; -inf and -1 of key 0, which is no entry."""
     ordered = (keys >> np.uint64(32)).astype(np.uint32)
     similarities = np.where(ordered & _SIGN, ordered ^ _SIGN, ~ordered).view(np.float32)
     row_ids = (_LOW - (keys & _LOW)).astype(np.int64)

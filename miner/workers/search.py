@@ -27,7 +27,10 @@ MAX_ATTEMPTS = 2
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """Which snapshot is searched, for which anchors, how deep."""
+    """Which snapshot is searched, for which anchors, how deep.
+
+    Where ``warm_path`` is given, what the search leaves to the next one is kept there.
+    """
 
     snapshot_root: Path
     key: SnapshotKey
@@ -35,6 +38,7 @@ class SearchRequest:
     anchor_ids_A: npt.NDArray[np.int64]
     num_candidates: int
     seed: int = 0
+    warm_path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,23 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
         SearchError: As `CandidateSearch`.
     """
     from miner.index.candidate_search import CandidateSearch
+    from miner.index.warm_start import WarmFile
 
     embeddings_ND = SnapshotStore(request.snapshot_root).open(request.key)
+    warm = None
+    if request.warm_path is not None:
+        warm = WarmFile(request.warm_path, request.key.dataset_fingerprint)
     find = CandidateSearch(
-        embeddings_ND, request.identities, config, seed=request.seed, num_threads=num_threads
+        embeddings_ND,
+        request.identities,
+        config,
+        seed=request.seed,
+        num_threads=num_threads,
+        before=warm.load(*embeddings_ND.shape) if warm else None,
     )
     candidates = find(request.anchor_ids_A, request.num_candidates)
+    if warm is not None and find.warm_start is not None:
+        warm.save(find.warm_start)
     recall = None if find.recall is None else find.recall.value
     return SearchOutcome(candidates, find.description, recall)
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,9 @@ from miner.rounds import RoundDraft, RoundLog, RoundManifest, RoundsConfig, Roun
 from miner.rounds.durable import locked, sync_folder
 from miner.types import Groups
 
+if TYPE_CHECKING:
+    from miner.index.warm_start import WarmFile
+
 __all__ = [
     "SAMPLES_FILE",
     "open_log",
@@ -30,6 +34,7 @@ __all__ = [
     "read_fingerprint",
     "read_samples",
     "seal_round",
+    "warm_file",
 ]
 
 SAMPLES_FILE = "samples.parquet"
@@ -81,6 +86,13 @@ def seal_round(
     manifest = writer.seal(*made)
     writer.retain(config.keep_rounds, set())
     return manifest
+
+
+def warm_file(root: Path, samples: Samples) -> WarmFile:
+    """Where one search leaves to the next what speeds it up; no round depends on it."""
+    from miner.index.warm_start import WarmFile
+
+    return WarmFile(root / "search.safetensors", samples.fingerprint)
 
 
 def read_fingerprint(root: Path) -> str:

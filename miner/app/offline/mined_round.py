@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from miner.app.history import read_history
 from miner.app.offline.embeddings import digest_of
-from miner.app.offline.folder import open_log, seal_round
+from miner.app.offline.folder import open_log, seal_round, warm_file
 from miner.app.offline.inputs import Samples, check_embeddings, check_samples
 from miner.app.offline.names import RowNames
 from miner.app.offline.search import OfflineSearch
@@ -169,7 +169,14 @@ def mine(  # noqa: PLR0913 - two inputs; all but those by name
     rows_ND = check_embeddings(open_source(embeddings, "embeddings"), samples, of_identities)
     is_named = root is not None and settings.selection.strategy != RANDOM
     digest = digest_of(rows_ND) if is_named else ""
-    search = OfflineSearch(rows_ND, samples.identities, settings.index, settings.seed, on_progress)
+    search = OfflineSearch(
+        rows_ND,
+        samples.identities,
+        settings.index,
+        seed=settings.seed,
+        warm=None if root is None else warm_file(root, samples),
+        on_progress=on_progress,
+    )
     phases_s = {"reading": time.monotonic() - started_s}
     job = _Job(settings, samples, rows_ND, digest, search, phases_s)
     selection = job.select(history, round_id)
@@ -177,6 +184,7 @@ def mine(  # noqa: PLR0913 - two inputs; all but those by name
     if root is not None:
         made = selection.groups, job.draft(selection, model_step)
         manifest = seal_round(root, samples, round_id, made, settings.rounds)
+        search.keep()
     names = RowNames(samples.identities.num_rows, samples.identity_names, samples.sample_ids)
     return MinedRound(selection.groups, selection.report, round_id, manifest, names)
 

@@ -18,6 +18,7 @@ from miner.types import Candidates, IdentityTable
 
 if TYPE_CHECKING:
     from miner.index.candidate_search import CandidateSearch
+    from miner.index.warm_start import WarmFile
 
 __all__ = ["OfflineSearch"]
 
@@ -31,6 +32,7 @@ class OfflineSearch:
         identities: Of the same rows.
         config: Of the index.
         seed: Of the draws of the index.
+        warm: Where what the search leaves to the next one is kept; None: nowhere.
         on_progress: Called with (anchors done, anchors in all).
         description: Of the index; empty before the first search.
         recall: Measured; None before the first search, and where it is exact.
@@ -41,6 +43,7 @@ class OfflineSearch:
     identities: IdentityTable
     config: IndexConfig
     seed: int = 0
+    warm: WarmFile | None = None
     on_progress: Callable[[int, int], None] | None = None
     description: dict[str, int | float | str] = field(default_factory=dict)
     recall: float | None = None
@@ -60,10 +63,19 @@ class OfflineSearch:
         started_s = time.monotonic()
         if self._search is None:
             self._search = CandidateSearch(
-                self.embeddings_ND, self.identities, self.config, seed=self.seed
+                self.embeddings_ND,
+                self.identities,
+                self.config,
+                seed=self.seed,
+                before=self.warm.load(*self.embeddings_ND.shape) if self.warm else None,
             )
         found = self._search(anchor_ids_A, num_candidates, self.on_progress)
         self.description = self._search.description
         self.recall = None if self._search.recall is None else self._search.recall.value
         self.busy_s += time.monotonic() - started_s
         return found
+
+    def keep(self) -> None:
+        """Leave to the next search what this one has found; nothing where it was exact."""
+        if self.warm is not None and self._search is not None and self._search.warm_start:
+            self.warm.save(self._search.warm_start)

@@ -1,0 +1,177 @@
+"""The search in inverted lists: which lists, in which axes, how many of them.
+
+    cold or warm -> prepared -> searched -> deepened -> searched ...
+
+It knows nothing of how recall is judged. Shape legend: N = rows, D = dimensions, P = axes,
+A = anchors, S = anchors of a sample, L = lists, W = neighbours known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.errors import SearchError
+from miner.index.config import IndexConfig
+from miner.index.depth import Depths
+from miner.index.inverted_lists import Centroids, InvertedLists, default_num_lists
+from miner.index.list_join import ListJoin
+from miner.index.projection import Projection
+from miner.index.recall import measure_recall
+from miner.index.threads import Each
+from miner.index.warm_start import WarmStart
+from miner.types import Candidates, IdentityTable
+
+__all__ = ["ListSearch"]
+
+I64 = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+
+AIM_HIGHER = 0.1
+"""So much of what is allowed to be missed is kept in reserve for what the sample does not show."""
+ENERGIES = (0.95, 0.99, 1.0)
+"""Shares of the rows' squared length in the axes that are searched; the next if need be."""
+STALE = 1.5
+"""Lists are trained anew once they take so many times the probes."""
+PROJECTED_ROWS = 65_536
+MAX_ROWS = 2**32 - 1
+
+
+class ListSearch:
+    """Finds candidates in inverted lists."""
+
+    def __init__(
+        self,
+        embeddings_ND: npt.NDArray[np.float32],
+        identities: IdentityTable,
+        config: IndexConfig,
+        *,
+        seed: int,
+        before: WarmStart | None,
+    ) -> None:
+        """Take the rows; lists are made by :meth:`prepare`.
+
+        Args:
+            embeddings_ND: [N, D] float32 of length 1; may be a memory map.
+            identities: Of the same rows.
+            config: Lists, probes and the recall that is aimed at.
+            seed: Draws training samples.
+            before: What an earlier search over the same rows has left.
+        """
+        self._embeddings_ND, self._identities = embeddings_ND, identities
+        self._config, self._seed, self._warm = config, seed, before
+        self._join: ListJoin | None = None
+        self._num_probes = self._unaided_probes = config.num_probes or 1
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether there are lists."""
+        return self._join is not None
+
+    def prepare(self, exact: Candidates, num_candidates: int, each: Each) -> None:
+        """Make lists, and choose how many are probed by what a sample's anchors need.
+
+        Lists of the last search are left for new ones once they take many more probes than when
+        they were trained. Of new ones the first axes that do are taken: with too few, rows that
+        are reached are not kept.
+
+        Args:
+            exact: [S, R] the sample's nearest rows.
+            num_candidates: K of the searches to come.
+            each: From :func:`~miner.index.threads.workers`.
+
+        Raises:
+            SearchError: There are 2**32 rows or more.
+        """
+        at = exact.row_ids_AK.shape[1]
+        target = self._config.target_recall
+        aim = target + AIM_HIGHER * (1 - target)
+        known_NW = self._warm.neighbours_NW if self._warm else None
+        for centroids in self._proposed():
+            self._join = None  # frees the lists before
+            self._join = self._listed(centroids, each)
+            self._unaided_probes = Depths.of(self._join, exact).reaching(aim)
+            if self._warm is not None and centroids is self._warm.centroids:
+                if self._unaided_probes > STALE * self._warm.num_probes:
+                    continue
+                self._unaided_probes = self._warm.num_probes
+            depths = Depths.of(self._join, exact, known_NW)
+            self._num_probes = self._config.num_probes or depths.reaching(aim)
+            found = self.search(exact.anchor_ids_A, num_candidates, each)
+            kept = measure_recall(found, exact, at).value / depths.share(self._num_probes)
+            if kept >= aim + (1 - aim) / 2:
+                break
+        if self._config.num_probes is None:
+            self._num_probes = depths.reaching(min(1.0, aim / kept))
+
+    def search(
+        self,
+        anchor_ids_A: I64,
+        num_candidates: int,
+        each: Each,
+        on_progress: Progress | None = None,
+    ) -> Candidates:
+        """As :meth:`~miner.index.list_join.ListJoin.search`, as deep as was chosen."""
+        assert self._join is not None, "prepare comes first"
+        known_NW = self._warm.neighbours_NW if self._warm else None
+        self._num_probes = min(self._num_probes, self._join.lists.num_lists)
+        return self._join.search(
+            anchor_ids_A, num_candidates, self._num_probes, each, on_progress, known_NW=known_NW
+        )
+
+    def deepen(self, exact: Candidates) -> None:
+        """Probe twice as many lists from now on, or as many as these nearest rows need."""
+        assert self._join is not None, "prepare comes first"
+        enough = Depths.of(self._join, exact).reaching(self._config.target_recall)
+        self._num_probes = max(2 * self._num_probes, enough)
+
+    def remember(self, found: Candidates) -> WarmStart:
+        """What the next search over these rows can start from."""
+        assert self._join is not None, "prepare comes first"
+        self._warm = WarmStart.after(
+            self._warm,
+            self._join.lists.centroids,
+            self._unaided_probes,
+            found,
+            len(self._embeddings_ND),
+        )
+        return self._warm
+
+    def describe(self) -> dict[str, int | float | str]:
+        """What the manifest says: lists, probes, axes, and whether they were taken over."""
+        assert self._join is not None, "prepare comes first"
+        return {
+            "kind": "ivf",
+            "num_lists": self._join.lists.num_lists,
+            "num_probes": self._num_probes,
+            "num_axes": self._join.lists.centroids.projection.num_axes,
+        }
+
+    def _proposed(self) -> Iterator[Centroids]:
+        """Centroids to search with: those of the last search, then newly trained ones."""
+        if self._warm is not None:
+            yield self._warm.centroids
+        num_rows, dim = self._embeddings_ND.shape
+        if num_rows > MAX_ROWS:
+            raise SearchError(f"an index of kind ivf takes {MAX_ROWS} rows, got {num_rows}")
+        num_lists = min(self._config.num_lists or default_num_lists(num_rows), num_rows)
+        for energy in ENERGIES:
+            projection = Projection.whole(dim)
+            if energy < 1:
+                projection = Projection.fit(self._embeddings_ND, energy, self._seed)
+            yield Centroids.train(self._embeddings_ND, projection, num_lists, self._seed)
+
+    def _listed(self, centroids: Centroids, each: Each) -> ListJoin:
+        """All rows in the lists of these centroids."""
+        projection, num_rows = centroids.projection, len(self._embeddings_ND)
+        vectors_NP = np.empty((num_rows, projection.num_axes), np.float32)
+
+        def project(begin: int) -> None:
+            part = slice(begin, begin + PROJECTED_ROWS)
+            vectors_NP[part] = projection(self._embeddings_ND[part])
+
+        each(project, range(0, num_rows, PROJECTED_ROWS))
+        lists = InvertedLists.assign(vectors_NP, centroids, each)
+        return ListJoin.build(self._embeddings_ND, vectors_NP, self._identities, lists)

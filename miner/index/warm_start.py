@@ -1,0 +1,153 @@
+"""What a search leaves to the next one over the same rows: trained lists, and what it found.
+
+    absent -> kept -> taken over -> kept anew ...
+
+It is a cache: one that is missing, damaged or of other rows costs time, never a round. Shape
+legend: N = rows, D = dimensions, P = axes, L = lists, C = coarse clusters, W = neighbours kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from miner.index.inverted_lists import Centroids
+from miner.index.list_join import NONE
+from miner.index.projection import Projection
+from miner.types import Candidates
+
+__all__ = ["WarmFile", "WarmStart"]
+
+logger = logging.getLogger(__name__)
+
+U32 = npt.NDArray[np.uint32]
+
+KEPT = 64
+"""At most so many nearest rows are kept of each row, 4 bytes each."""
+VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """Taken over from one search to the next.
+
+    Attributes:
+        centroids: Of the lists, as they were trained.
+        num_probes: That reached the target when they were trained.
+        neighbours_NW: [N, W] uint32 nearest rows of other identities found of each row, best first;
+            NONE where there is none, or the row was no anchor yet.
+    """
+
+    centroids: Centroids
+    num_probes: int
+    neighbours_NW: U32
+
+    @classmethod
+    def after(
+        cls,
+        before: WarmStart | None,
+        centroids: Centroids,
+        num_probes: int,
+        found: Candidates,
+        num_rows: int,
+    ) -> WarmStart:
+        """What a search leaves: rows that were no anchors keep what is known of them."""
+        width = min(KEPT, found.row_ids_AK.shape[1])
+        neighbours_NW = np.full((num_rows, width), NONE)
+        if before is not None:
+            common = min(width, before.neighbours_NW.shape[1])
+            neighbours_NW[:, :common] = before.neighbours_NW[:, :common]
+        neighbours_NW[found.anchor_ids_A] = found.row_ids_AK[:, :width].astype(np.uint32)
+        return cls(centroids, num_probes, neighbours_NW)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmFile:
+    """Where it is kept between searches.
+
+    Attributes:
+        path: Of the file.
+        rows: What the rows are, such as the dataset's fingerprint; of another one nothing is taken.
+    """
+
+    path: Path
+    rows: str
+
+    def save(self, warm: WarmStart) -> None:
+        """Replace what is there; if the disk refuses, that is logged."""
+        centroids = warm.centroids
+        tensors = {
+            "coarse": centroids.coarse_CP,
+            "fine": centroids.fine_LP,
+            "neighbours": warm.neighbours_NW,
+        }
+        axes_DP = centroids.projection.axes_DP
+        if axes_DP is not None:
+            tensors["axes"] = axes_DP
+        metadata = {
+            "version": VERSION,
+            "rows": self.rows,
+            "dim": str(centroids.projection.dim),
+            "num_probes": str(warm.num_probes),
+        }
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata)
+            partial.replace(self.path)
+        except (OSError, SafetensorError) as exc:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            logger.warning("the next search starts cold: %s cannot be written: %s", self.path, exc)
+
+    def load(self, num_rows: int, dim: int) -> WarmStart | None:
+        """What was kept of these rows; None if there is none, or it cannot be used."""
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, "numpy") as file:
+                metadata = file.metadata() or {}
+                if (metadata.get("version"), metadata.get("rows")) != (VERSION, self.rows):
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            warm = _checked(tensors, metadata, num_rows, dim)
+        except (OSError, SafetensorError, KeyError, ValueError) as exc:
+            logger.warning("the search starts cold: %s cannot be used: %s", self.path, exc)
+            return None
+        return warm
+
+
+def _checked(
+    tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str], num_rows: int, dim: int
+) -> WarmStart:
+    """Raises KeyError or ValueError of what does not fit."""
+    axes_DP, coarse_CP, fine_LP = tensors.get("axes"), tensors["coarse"], tensors["fine"]
+    neighbours_NW = tensors["neighbours"]
+    num_axes = dim if axes_DP is None else axes_DP.shape[-1]
+    fits = (
+        metadata["dim"] == str(dim)
+        and (axes_DP is None or axes_DP.shape == (dim, num_axes))
+        and coarse_CP.shape == (len(coarse_CP), num_axes)
+        and fine_LP.shape == (len(fine_LP), num_axes)
+        and neighbours_NW.shape == (num_rows, neighbours_NW.shape[-1])
+        and neighbours_NW.dtype == np.uint32
+        and all(
+            array.dtype == np.float32 and np.isfinite(array).all()
+            for array in (axes_DP, coarse_CP, fine_LP)
+            if array is not None
+        )
+        and bool(((neighbours_NW < num_rows) | (neighbours_NW == NONE)).all())
+    )
+    if not fits:
+        raise ValueError("arrays of the wrong shape or type, or rows that are not there")
+    centroids = Centroids(Projection(axes_DP, dim), coarse_CP, fine_LP)
+    return WarmStart(centroids, int(metadata["num_probes"]), neighbours_NW)

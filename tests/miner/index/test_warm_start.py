@@ -1,0 +1,154 @@
+"""What one search leaves to the next: cheaper at the same recall, and never a reason to fail."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from miner.index import list_search
+from miner.index.candidate_search import CandidateSearch
+from miner.index.config import IndexConfig
+from miner.index.inverted_lists import Centroids
+from miner.index.list_join import NONE
+from miner.index.projection import Projection
+from miner.index.warm_start import WarmFile, WarmStart
+from miner.types import Candidates, IdentityTable
+from tests.bench.vectors import clustered
+from tests.miner.index.neighbour_oracle import unit_rows
+
+CONFIG = IndexConfig(kind="ivf")
+
+
+@pytest.fixture(scope="module")
+def made():
+    return clustered(8000, 400, 24, 0.7, 0, decay=0.5)
+
+
+def moved(embeddings: np.ndarray, by: float, seed: int = 0) -> np.ndarray:
+    """As by a few steps of training: all rows turned by one map, and each a little by itself."""
+    rng = np.random.default_rng(seed)
+    dim = embeddings.shape[1]
+    rows = embeddings @ (np.eye(dim) + by * rng.standard_normal((dim, dim)) / dim**0.5)
+    rows += 0.3 * by * rng.standard_normal(rows.shape) / dim**0.5
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def searched(embeddings, identity_ids, before=None, config=CONFIG, anchors=None):
+    identities = IdentityTable.from_ids(np.asarray(identity_ids, np.int32))
+    search = CandidateSearch(embeddings, identities, config, num_threads=2, before=before)
+    anchors = np.arange(len(embeddings)) if anchors is None else anchors
+    return search, search(anchors, 20)
+
+
+def test_after_a_slight_move_fewer_probes_reach_the_same_recall(made):
+    first, _ = searched(made.embeddings_ND, made.identity_ids_N)
+    rows = moved(made.embeddings_ND, 0.1)
+    cold, _ = searched(rows, made.identity_ids_N)
+    warm, found = searched(rows, made.identity_ids_N, first.warm_start)
+    assert warm.recall.value >= 0.93
+    assert warm.description["num_probes"] < cold.description["num_probes"] / 2
+    assert not (made.identity_ids_N[found.row_ids_AK] == made.identity_ids_N[:, None]).any()
+    assert (np.diff(np.sort(found.row_ids_AK, axis=1), axis=1) > 0).all(), "no row twice"
+
+
+def test_similarities_are_those_of_the_new_embeddings(made):
+    first, _ = searched(made.embeddings_ND, made.identity_ids_N)
+    rows = moved(made.embeddings_ND, 0.3)
+    _, found = searched(rows, made.identity_ids_N, first.warm_start)
+    products = np.einsum("akd,ad->ak", rows[found.row_ids_AK], rows)
+    np.testing.assert_allclose(found.similarities_AK, products, atol=1e-5)
+    assert (np.diff(found.similarities_AK, axis=1) <= 0).all()
+
+
+def test_lists_that_no_longer_fit_are_trained_anew(made, monkeypatch):
+    first, _ = searched(made.embeddings_ND, made.identity_ids_N)
+    again, _ = searched(made.embeddings_ND, made.identity_ids_N, first.warm_start)
+    assert again.warm_start.centroids is first.warm_start.centroids
+    rows = unit_rows(np.random.default_rng(0), 8000, 24)
+    rows = moved(rows * np.arange(1, 25)[::-1] ** -0.9, 0.0)  # other leading axes
+    other, _ = searched(rows, made.identity_ids_N, first.warm_start)
+    assert other.warm_start.centroids is not first.warm_start.centroids
+    monkeypatch.setattr(list_search, "STALE", 0.01)
+    other, _ = searched(made.embeddings_ND, made.identity_ids_N, first.warm_start)
+    assert other.warm_start.centroids is not first.warm_start.centroids
+
+
+def test_rows_that_were_no_anchors_keep_what_was_known():
+    before = np.array([[1, 2], [0, 2], [0, 1]], np.uint32)
+    projection = Projection.whole(2)
+    centroids = Centroids(projection, np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
+    warm = WarmStart(centroids, 3, before)
+    found = Candidates(
+        np.array([1]), np.array([[2, -1, -1]]), np.array([[0.5, -np.inf, -np.inf]], np.float32)
+    )
+    after = WarmStart.after(warm, centroids, 3, found, 3)
+    assert after.neighbours_NW.tolist() == [[1, 2, NONE], [2, NONE, NONE], [0, 1, NONE]]
+
+
+def test_a_neighbour_of_the_anchors_own_identity_is_never_taken_over(made):
+    first, _ = searched(made.embeddings_ND, made.identity_ids_N)
+    own = np.random.default_rng(0).integers(8000, size=(8000, 20)).astype(np.uint32)
+    own[:, :10] = np.argsort(made.identity_ids_N, kind="stable")[
+        np.searchsorted(np.sort(made.identity_ids_N), made.identity_ids_N)
+    ][:, None]
+    wrong = WarmStart(first.warm_start.centroids, first.warm_start.num_probes, own)
+    _, found = searched(made.embeddings_ND, made.identity_ids_N, wrong)
+    assert not (made.identity_ids_N[found.row_ids_AK] == made.identity_ids_N[:, None]).any()
+
+
+class TestFile:
+    """Kept on disk between searches."""
+
+    @pytest.fixture
+    def warm(self):
+        projection = Projection(np.eye(8, 4, dtype=np.float32), 8)
+        rows = unit_rows(np.random.default_rng(0), 12, 4)
+        neighbours = np.arange(300, dtype=np.uint32).reshape(100, 3) % 100
+        neighbours[3, 1] = NONE
+        return WarmStart(Centroids(projection, rows[:2], rows), 5, neighbours)
+
+    def test_it_comes_back_as_it_was(self, warm, tmp_path):
+        file = WarmFile(tmp_path / "new" / "search.safetensors", "abc")
+        assert file.load(100, 8) is None
+        file.save(warm)
+        back = file.load(100, 8)
+        assert back.num_probes == 5
+        for mine, its in (
+            (warm.neighbours_NW, back.neighbours_NW),
+            (warm.centroids.fine_LP, back.centroids.fine_LP),
+            (warm.centroids.coarse_CP, back.centroids.coarse_CP),
+            (warm.centroids.projection.axes_DP, back.centroids.projection.axes_DP),
+        ):
+            np.testing.assert_array_equal(mine, its)
+        assert [path.name for path in file.path.parent.iterdir()] == ["search.safetensors"]
+
+    def test_of_other_rows_nothing_is_taken(self, warm, tmp_path):
+        WarmFile(tmp_path / "warm", "abc").save(warm)
+        assert WarmFile(tmp_path / "warm", "other").load(100, 8) is None
+
+    @pytest.mark.parametrize(("rows", "dim"), [(101, 8), (100, 9)])
+    def test_of_another_shape_nothing_is_taken(self, warm, tmp_path, caplog, rows, dim):
+        file = WarmFile(tmp_path / "warm", "abc")
+        file.save(warm)
+        with caplog.at_level(logging.WARNING):
+            assert file.load(rows, dim) is None
+        assert "starts cold" in caplog.text
+
+    @pytest.mark.parametrize("damage", ["truncated", "garbage", "row out of range"])
+    def test_a_damaged_file_costs_time_not_a_round(self, warm, tmp_path, caplog, damage):
+        file = WarmFile(tmp_path / "warm", "abc")
+        warm.neighbours_NW[0, 0] = 100 if damage == "row out of range" else 7
+        file.save(warm)
+        if damage == "truncated":
+            file.path.write_bytes(file.path.read_bytes()[:-50])
+        if damage == "garbage":
+            file.path.write_bytes(b"\xff" * 1000)
+        with caplog.at_level(logging.WARNING):
+            assert file.load(100, 8) is None
+        assert str(file.path) in caplog.text
+
+    def test_a_disk_that_refuses_is_logged(self, warm, tmp_path, caplog):
+        (tmp_path / "file").write_text("in the way")
+        with caplog.at_level(logging.WARNING):
+            WarmFile(tmp_path / "file" / "warm", "abc").save(warm)
+        assert "cannot be written" in caplog.text
