@@ -1,14 +1,23 @@
-"""Snapshots on disk: the embeddings of the whole catalog under one set of weights, in chunks.
+"""Snapshots on disk: the embeddings of the whole catalog under one set of weights.
 
     <root>/<digest of the key>/KEY.json             what the snapshot was made from
-                               chunk-00000007.f32   raw float32 rows, little-endian
-                               chunk-00000007.json  its receipt: rows, dimensions, sha256
+                               rows-128d.f32        row i at byte i * 128 * 4, as <f4
+                               chunk-00000007.json  receipt of its rows: their number, D, sha256
                                chunk-00000007.at    rows being embedded, while a worker is at it
 
-    missing -> written -> verified on every read; a damaged chunk is missing again
+    missing -> rows written in place -> receipt written -> verified at every open
+       ^                                                            |
+       +------- receipt taken back <- damaged, and written again ---+
 
-The receipt is written after the data, so a chunk exists whole or not at all. It knows neither Ray
-nor encoders. Shape legend: N = rows of the catalog, C = rows of a chunk, D = dimensions.
+Workers write their chunks into one file, at once and in any order, so that readers can map it: the
+readers of a machine share its memory, and it may be larger than that. A chunk counts only under a
+receipt, which is on the disk after the rows and is gone before they are touched again. So a chunk
+exists whole or not at all; what a crash leaves, holes of chunks to come included, has no receipt,
+and whatever else happens to the rows, they no longer match it. Chunks of other dimensions lie in a
+file of their own: they do no harm to their neighbours.
+
+It knows neither Ray nor encoders. Shape legend: N = rows of the catalog, C = rows of a chunk,
+D = dimensions.
 """
 
 from __future__ import annotations
@@ -19,6 +28,7 @@ import os
 import shutil
 import uuid
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +40,7 @@ __all__ = ["ChunkReceipt", "SnapshotKey", "SnapshotStore"]
 
 ROW_DTYPE = np.dtype("<f4")
 KEY_FILE = "KEY.json"
+READ_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,11 @@ class ChunkReceipt:
     dim: int
     sha256: str
 
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return self.dim * ROW_DTYPE.itemsize
+
 
 class SnapshotStore:
     """The snapshots below one folder, which all workers and readers share."""
@@ -79,11 +95,15 @@ class SnapshotStore:
     ) -> ChunkReceipt:
         """Write one chunk durably; on return it survives a crash. Writing it again replaces it.
 
+        Any process may write any chunk at any time. Two that write the same one leave it whole, or
+        damaged if their rows differ. A chunk that is there with the same content is left alone.
+
         Raises:
-            SnapshotError: The rows are not as many as the chunk has, or the disk refuses.
+            SnapshotError: The rows are not as many as the chunk has, or the disk refuses; the
+                chunk is then missing.
         """
         begin, end = key.rows_of(chunk)
-        if embeddings_CD.ndim != 2 or len(embeddings_CD) != end - begin:
+        if embeddings_CD.ndim != 2 or len(embeddings_CD) != end - begin or not embeddings_CD.size:
             raise SnapshotError(
                 f"chunk {chunk} has rows {begin} to {end - 1}, got an array "
                 f"{list(embeddings_CD.shape)}"
@@ -94,8 +114,10 @@ class SnapshotStore:
         folder = self._folder(key)
         try:
             self._write_key(key)
-            _write_durably(_data_path(folder, chunk), data)
-            _write_durably(_receipt_path(folder, chunk), json.dumps(asdict(receipt)).encode())
+            if _read_receipt(folder, key, chunk) != receipt or not _is_sound(folder, key, chunk):
+                _take_back(_receipt_path(folder, chunk))
+                _write_in_place(_data_path(folder, receipt.dim), begin * receipt.row_bytes, data)
+                _write_durably(_receipt_path(folder, chunk), json.dumps(asdict(receipt)).encode())
         except OSError as exc:
             raise SnapshotError(f"chunk {chunk} cannot be written to {folder}: {exc}") from exc
         _note_path(folder, chunk).unlink(missing_ok=True)
@@ -110,30 +132,33 @@ class SnapshotStore:
         return [chunk for chunk in range(key.num_chunks) if not _is_sound(folder, key, chunk)]
 
     def open(self, key: SnapshotKey) -> npt.NDArray[np.float32]:
-        """Read the whole snapshot: [N, D] float32, row ``i`` is the embedding of row id ``i``.
+        """Map the whole snapshot: [N, D] float32, row ``i`` is the embedding of row id ``i``.
+
+        Every byte was verified when this returns. The array cannot be written to, and stays
+        readable when the snapshot is pruned on this machine. Should a chunk be damaged later, its
+        rows change here too, until it is written again. Nothing here ever truncates a file of rows:
+        who does it from outside kills the readers that have it mapped.
 
         Raises:
-            SnapshotError: A chunk is missing or damaged, or chunks differ in their dimensions; the
-                text names the first.
+            SnapshotError: A chunk is missing or damaged, or chunks differ in their dimensions: the
+                text names the first. Or the filesystem does not allow maps.
 
-        Cost: N D 4 bytes of memory; every byte is verified while it is read.
+        Cost: reads and digests all rows, about 1 GB/s; 1 MiB of memory. The map is of the page
+            cache, which all processes of a machine share and the kernel reclaims.
         """
         folder = self._folder(key)
-        embeddings_ND: npt.NDArray[np.float32] | None = None
-        for chunk in range(key.num_chunks):
-            receipt = _read_receipt(folder, key, chunk)
-            if receipt is None:
-                raise _incomplete(key, folder, chunk, "is missing or truncated")
-            if embeddings_ND is None:
-                embeddings_ND = np.empty((key.num_rows, receipt.dim), ROW_DTYPE)
-            if receipt.dim != embeddings_ND.shape[1]:
-                what = f"has {receipt.dim} dimensions, chunk 0 has {embeddings_ND.shape[1]}"
-                raise _incomplete(key, folder, chunk, what)
-            begin, end = key.rows_of(chunk)
-            if not _read_into(_data_path(folder, chunk), embeddings_ND[begin:end], receipt.sha256):
-                raise _incomplete(key, folder, chunk, "does not match its digest")
-        assert embeddings_ND is not None, "a catalog has rows"
-        self._write_key(key)
+        first = _read_receipt(folder, key, 0)
+        if first is None:
+            raise _incomplete(key, folder, 0, "is missing or truncated")
+        try:
+            # What is mapped is the file that was verified, whatever its name leads to by then.
+            with FileIO(_data_path(folder, first.dim)) as file:
+                for chunk in range(key.num_chunks):
+                    _require_sound(file, folder, key, chunk, first.dim)
+                embeddings_ND = np.memmap(file, ROW_DTYPE, "r", shape=(key.num_rows, first.dim))
+            self._write_key(key)
+        except (OSError, ValueError) as exc:
+            raise SnapshotError(f"snapshot {folder} cannot be mapped: {exc}") from exc
         return embeddings_ND
 
     def prune(self, keep: int) -> list[str]:
@@ -180,8 +205,8 @@ class SnapshotStore:
             _write_durably(path, json.dumps(asdict(key), indent=1).encode())
 
 
-def _data_path(folder: Path, chunk: int) -> Path:
-    return folder / f"chunk-{chunk:08d}.f32"
+def _data_path(folder: Path, dim: int) -> Path:
+    return folder / f"rows-{dim}d.f32"
 
 
 def _receipt_path(folder: Path, chunk: int) -> Path:
@@ -206,7 +231,33 @@ def _write_durably(path: Path, data: bytes | memoryview) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _write_in_place(path: Path, offset: int, data: memoryview) -> None:
+    """Durable on return but for the file's name, which comes with the receipt's.
+
+    O_DSYNC puts just these bytes on the disk, not what others write at the same time. It also makes
+    NFS send just these: else whole pages, with a stale copy of what another machine wrote in them.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o666)
+    try:
+        while data:
+            num_written = os.pwrite(file, data, offset)
+            data, offset = data[num_written:], offset + num_written
+    finally:
+        os.close(file)
+
+
+def _take_back(receipt_path: Path) -> None:
+    """Durably, for a crash must not bring it back over rows that are half written."""
+    if receipt_path.exists():
+        receipt_path.unlink(missing_ok=True)
+        _sync_folder(receipt_path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
@@ -214,12 +265,12 @@ def _write_durably(path: Path, data: bytes | memoryview) -> None:
 
 
 def _read_receipt(folder: Path, key: SnapshotKey, chunk: int) -> ChunkReceipt | None:
-    """None unless it is there, well-formed, of this chunk's rows and of its data's size."""
+    """None unless it is there, well-formed, of this chunk's rows, and the file reaches so far."""
     begin, end = key.rows_of(chunk)
     try:
         receipt = ChunkReceipt(**json.loads(_receipt_path(folder, chunk).read_bytes()))
-        num_bytes = receipt.num_rows * receipt.dim * ROW_DTYPE.itemsize
-        fits = num_bytes == _data_path(folder, chunk).stat().st_size > 0
+        size = _data_path(folder, receipt.dim).stat().st_size
+        fits = end * receipt.row_bytes <= size
     except (OSError, ValueError, TypeError):
         return None
     return receipt if fits and (receipt.chunk, receipt.num_rows) == (chunk, end - begin) else None
@@ -229,18 +280,40 @@ def _is_sound(folder: Path, key: SnapshotKey, chunk: int) -> bool:
     receipt = _read_receipt(folder, key, chunk)
     if receipt is None:
         return False
-    rows_CD = np.empty((receipt.num_rows, receipt.dim), ROW_DTYPE)
-    return _read_into(_data_path(folder, chunk), rows_CD, receipt.sha256)
-
-
-def _read_into(path: Path, rows_CD: npt.NDArray[np.float32], sha256: str) -> bool:
-    """Fill ``rows_CD`` from the file; False if its content is not what the digest says."""
     try:
-        with path.open("rb") as file:
-            file.readinto(rows_CD.data.cast("B"))
+        with FileIO(_data_path(folder, receipt.dim)) as file:
+            return _matches(file, key, receipt)
     except OSError:
         return False
-    return hashlib.sha256(rows_CD.data).hexdigest() == sha256
+
+
+def _require_sound(file: FileIO, folder: Path, key: SnapshotKey, chunk: int, dim: int) -> None:
+    receipt = _read_receipt(folder, key, chunk)
+    if receipt is None:
+        raise _incomplete(key, folder, chunk, "is missing or truncated")
+    if receipt.dim != dim:
+        what = f"has {receipt.dim} dimensions, chunk 0 has {dim}"
+        raise _incomplete(key, folder, chunk, what)
+    if not _matches(file, key, receipt):
+        raise _incomplete(key, folder, chunk, "does not match its digest")
+
+
+def _matches(file: FileIO, key: SnapshotKey, receipt: ChunkReceipt) -> bool:
+    """Whether the rows are those of the receipt.
+
+    They are read, not mapped: of a disk that cannot read them a map makes a signal, not an error.
+    """
+    begin, end = key.rows_of(receipt.chunk)
+    left, digest = (end - begin) * receipt.row_bytes, hashlib.sha256()
+    buffer = memoryview(bytearray(min(left, READ_BYTES)))
+    try:
+        file.seek(begin * receipt.row_bytes)
+        while left and (num_read := file.readinto(buffer[:left])):
+            digest.update(buffer[:num_read])
+            left -= num_read
+    except OSError:
+        return False
+    return digest.hexdigest() == receipt.sha256
 
 
 def _incomplete(key: SnapshotKey, folder: Path, chunk: int, what: str) -> SnapshotError:

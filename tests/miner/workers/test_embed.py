@@ -87,11 +87,12 @@ def test_only_missing_and_damaged_chunks_are_embedded_again(workshop, pool, snap
     whole = files_of(snapshots.root, key)
     workshop.calm()
     folder = snapshots.root / key.digest
-    (folder / "chunk-00000000.f32").unlink()
-    os.truncate(folder / "chunk-00000003.f32", 11)
-    flipped = bytearray((folder / "chunk-00000005.f32").read_bytes())
-    flipped[7] ^= 64
-    (folder / "chunk-00000005.f32").write_bytes(flipped)
+    chunk_bytes = 16 * 5 * 4
+    rows = bytearray((folder / "rows-5d.f32").read_bytes())
+    rows[:chunk_bytes] = bytes(chunk_bytes)
+    rows[5 * chunk_bytes + 7] ^= 64
+    (folder / "rows-5d.f32").write_bytes(rows)
+    os.truncate(folder / "chunk-00000003.json", 11)
     with pytest.raises(SnapshotError):
         snapshots.open(key)
     assert pool.embed(key, uri) == EmbedReport(7, 3, 4, 0)
