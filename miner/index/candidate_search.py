@@ -12,9 +12,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from miner.errors import SearchError
 from miner.index.candidates import check_fit
@@ -77,7 +79,7 @@ class CandidateSearch:
         self._seed = seed
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
         self._flat: FlatIndex | None = None
-        self._lists = ListSearch(embeddings_ND, identities, config, seed=seed, before=before)
+        self._lists: ListSearch | None = None
 
     def __call__(
         self, anchor_ids_A: I64, num_candidates: int, on_progress: Progress | None = None
@@ -101,13 +103,21 @@ class CandidateSearch:
         if kind == "flat" or not len(anchor_ids_A):
             self.description = {**flat.describe(), **reason}
             return self._exact(anchor_ids_A, num_candidates, on_progress)
+        lists = self._lists = self._lists or ListSearch(
+            self._embeddings_ND,
+            self._identities,
+            self._config,
+            is_coded=kind == "ivfpq",
+            seed=self._seed,
+            before=self.warm_start,
+        )
         with workers(self._num_threads) as each:
-            found, recall = self._search(anchor_ids_A, num_candidates, each, on_progress)
+            found, recall = self._search(lists, anchor_ids_A, num_candidates, each, on_progress)
         if self.recall is None or recall.value < self.recall.value:
             self.recall = recall
         self.description = {
             **flat.describe(),
-            **self._lists.describe(),
+            **lists.describe(),
             **reason,
             "recall_at": self.recall.at,
             "recall_low": round(self.recall.low, 4),
@@ -115,7 +125,7 @@ class CandidateSearch:
             "recall_anchors": self.recall.num_anchors,
         }
         found = self._completed(found)
-        self.warm_start = self._lists.remember(found)
+        self.warm_start = lists.remember(found)
         return found
 
     def _choose(self, num_anchors: int) -> tuple[str, dict[str, str]]:
@@ -123,11 +133,16 @@ class CandidateSearch:
         kind = self._config.kind
         if kind != "auto":
             return kind, {}
-        products = num_anchors * self._identities.num_rows
-        what = f"{num_anchors} anchors times {self._identities.num_rows} rows"
+        num_rows, dim = self._embeddings_ND.shape
+        products = num_anchors * num_rows
+        what = f"{num_anchors} anchors times {num_rows} rows"
         if products <= FLAT_PRODUCTS:
             return "flat", {"reason": f"auto: {what} are at most {FLAT_PRODUCTS:.0e} products"}
-        return "ivf", {"reason": f"auto: {what} are more than {FLAT_PRODUCTS:.0e} products"}
+        what += f" are more than {FLAT_PRODUCTS:.0e} products"
+        vectors_mb, most_mb = num_rows * dim * 4 / 1e6, self._config.memory_mb or _free_mb() / 2
+        fits = vectors_mb <= most_mb
+        what += f"; lists of vectors take up to {vectors_mb:.0f} MB of {most_mb:.0f}"
+        return ("ivf" if fits else "ivfpq"), {"reason": f"auto: {what}"}
 
     def _flat_index(self) -> FlatIndex:
         if self._flat is None:
@@ -157,28 +172,33 @@ class CandidateSearch:
         return (choosing if len(choosing) else shuffled[:PROBED_SAMPLE]), shuffled[:judging]
 
     def _search(
-        self, anchor_ids_A: I64, num_candidates: int, each: Each, on_progress: Progress | None
+        self,
+        lists: ListSearch,
+        anchor_ids_A: I64,
+        num_candidates: int,
+        each: Each,
+        on_progress: Progress | None,
     ) -> tuple[Candidates, Recall]:
         """Search, and deepen until the floor is reached."""
         choosing, judging = self._samples(len(anchor_ids_A))
         at = min(self._config.recall_at, num_candidates)
-        if not self._lists.is_prepared:
+        if not lists.is_prepared:
             exact = self._exact(anchor_ids_A[choosing], at)
-            self._lists.prepare(exact, num_candidates, each)
+            lists.prepare(exact, num_candidates, each)
         exact = self._exact(anchor_ids_A[judging], at)
         tried: list[str] = []
         for _ in range(MAX_DEEPENINGS + 1):
-            found = self._lists.search(anchor_ids_A, num_candidates, each, on_progress)
+            found = lists.search(anchor_ids_A, num_candidates, each, on_progress)
             sampled = Candidates(
                 anchor_ids_A[judging], found.row_ids_AK[judging], found.similarities_AK[judging]
             )
             recall = measure_recall(sampled, exact, at)
-            what = self._lists.describe()
+            what = lists.describe()
             logger.info("probed %d of %d lists: %s", what["num_probes"], what["num_lists"], recall)
             if recall.value >= self._config.min_recall:
                 return found, recall
             tried.append(f"{what['num_probes']} probes: {recall}")
-            self._lists.deepen(exact)
+            lists.deepen(exact)
         raise SearchError(
             f"recall stayed below min_recall={self._config.min_recall}: {'; '.join(tried)}, of "
             f"{what['num_lists']} lists; set num_probes higher, or take kind flat"
@@ -195,3 +215,14 @@ class CandidateSearch:
             found.row_ids_AK[short] = exact.row_ids_AK
             found.similarities_AK[short] = exact.similarities_AK
         return found
+
+
+def _free_mb() -> float:
+    """Memory that can be had without swapping; of the machine, or of the container if less."""
+    free_mb: float = psutil.virtual_memory().available / 1e6
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free_mb, (int(limit) - int(used)) / 1e6)
+    except (OSError, ValueError):  # no such container, or one without a limit
+        return free_mb

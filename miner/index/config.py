@@ -14,24 +14,31 @@ class IndexConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["flat", "ivf", "auto"] = Field(
+    kind: Literal["flat", "ivf", "ivfpq", "auto"] = Field(
         default="flat",
         description="`flat` compares every anchor with every row: exact. `ivf` compares it with "
-        "the rows of near lists, and measures what that misses. `auto` takes `flat` where that is "
-        "a matter of seconds, else `ivf`.",
+        "the rows of near lists, and measures what that misses. `ivfpq` does the same with lists "
+        "of codes, a fraction of the memory. `auto` takes `flat` where that takes seconds, else "
+        "`ivf`, or `ivfpq` where lists of vectors would not fit into `memory_mb`.",
     )
     num_lists: int | None = Field(
         default=None,
         ge=1,
         le=65536,
-        description="Lists of `ivf`. None: four times the root of the number of rows, so that "
-        "choosing lists costs about as much as searching them.",
+        description="Lists of `ivf` and `ivfpq`. None: grows with the number of rows to the power "
+        "of 3/4, 7,000 of a million, so that choosing lists costs little beside searching them.",
     )
     num_probes: int | None = Field(
         default=None,
         ge=1,
-        description="Lists of `ivf` compared with an anchor. None: as many as `target_recall` "
+        description="Lists compared with an anchor. None: as many as `target_recall` "
         "takes, measured on a sample of the anchors.",
+    )
+    memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description="What `auto` may take for lists of vectors, beside embeddings and candidates. "
+        "None: half of what is free.",
     )
     target_recall: float = Field(
         default=0.95,

@@ -40,10 +40,10 @@ class Depths:
 
         Cost: S L products.
         """
-        centroids = join.lists.centroids
+        centroids = join.centroids
         anchors_SP = centroids.projection(join.embeddings_ND[exact.anchor_ids_A])
         scores_SL = anchors_SP @ centroids.fine_LP.T
-        of_row_SR = np.take_along_axis(scores_SL, join.lists.list_ids_N[exact.row_ids_AK], axis=1)
+        of_row_SR = np.take_along_axis(scores_SL, join.list_ids_N[exact.row_ids_AK], axis=1)
         needed_SR = [
             np.count_nonzero(scores_L[None, :] >= of_row_R[:, None], axis=1)
             for scores_L, of_row_R in zip(scores_SL, of_row_SR, strict=True)

@@ -1,4 +1,4 @@
-"""The gallery in lists of rows that lie near each other: training, assignment.
+"""Lists of rows that lie near each other: training, assignment.
 
 Lists are trained in the leading axes of the rows, and stand in such an order that near ones have
 near numbers. It knows neither identities nor anchors. Shape legend: N = rows, D = dimensions,
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from miner.index.projection import Projection
 from miner.index.threads import Each
 
-__all__ = ["Centroids", "InvertedLists", "default_num_lists"]
+__all__ = ["Centroids", "default_num_lists"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -65,56 +65,41 @@ class Centroids:
         fine_LP = np.concatenate(parts)
         return cls(projection, coarse_CP, fine_LP[_chain(fine_LP)])
 
-
-@dataclass(frozen=True, slots=True)
-class InvertedLists:
-    """Rows by list.
-
-    Attributes:
-        centroids: Of the lists.
-        list_ids_N: [N] int32, each row's nearest centroid.
-    """
-
-    centroids: Centroids
-    list_ids_N: npt.NDArray[np.int32]
-
-    @classmethod
-    def assign(cls, vectors_NP: F32, centroids: Centroids, each: Each) -> InvertedLists:
-        """Put every row into the list of its nearest centroid.
-
-        A row is compared with a quarter of the centroids, those nearest to the coarse cluster that
-        it is nearest to; for a row in a thousand or so the nearest centroid is not among them.
-
-        Cost: O(N L P / 4).
-        """
-        coarse_N = np.empty(len(vectors_NP), np.int32)
-        list_ids_N = np.empty(len(vectors_NP), np.int32)
-        fine_LP, coarse_CP = centroids.fine_LP, centroids.coarse_CP
-
-        def coarsely(begin: int) -> None:
-            scores_nC = vectors_NP[begin : begin + CHUNK] @ coarse_CP.T
-            coarse_N[begin : begin + CHUNK] = scores_nC.argmax(axis=1)
-
-        each(coarsely, range(0, len(vectors_NP), CHUNK))
-        rows_N = np.argsort(coarse_N, kind="stable")
-        ends_C = np.cumsum(np.bincount(coarse_N, minlength=len(coarse_CP)))
-
-        def finely(cluster: int) -> None:
-            near_L = np.argsort(-(fine_LP @ coarse_CP[cluster]), kind="stable")
-            short = np.sort(near_L[: max(MIN_SHORTLISTED, len(fine_LP) // SHORTLIST)])
-            near_LP = fine_LP[short]
-            rows = rows_N[ends_C[cluster - 1] if cluster else 0 : ends_C[cluster]]
-            for begin in range(0, len(rows), CHUNK):
-                part = rows[begin : begin + CHUNK]
-                list_ids_N[part] = short[(vectors_NP[part] @ near_LP.T).argmax(axis=1)]
-
-        each(finely, range(len(coarse_CP)))
-        return cls(centroids, list_ids_N)
-
     @property
     def num_lists(self) -> int:
-        """Lists, L; some may be empty."""
-        return len(self.centroids.fine_LP)
+        """L; a list may be empty."""
+        return len(self.fine_LP)
+
+    def assign(self, vectors_nP: F32, each: Each) -> npt.NDArray[np.int32]:
+        """[n] the list of each row: that of its nearest centroid.
+
+        A row is compared with a quarter of the centroids, those nearest to the coarse cluster that
+        it is nearest to; for a row in a hundred or less the nearest centroid is not among them.
+
+        Cost: O(n L P / 4).
+        """
+        coarse_n = np.empty(len(vectors_nP), np.int32)
+        list_ids_n = np.empty(len(vectors_nP), np.int32)
+
+        def coarsely(begin: int) -> None:
+            scores_nC = vectors_nP[begin : begin + CHUNK] @ self.coarse_CP.T
+            coarse_n[begin : begin + CHUNK] = scores_nC.argmax(axis=1)
+
+        each(coarsely, range(0, len(vectors_nP), CHUNK))
+        rows_n = np.argsort(coarse_n, kind="stable")
+        ends_C = np.cumsum(np.bincount(coarse_n, minlength=len(self.coarse_CP)))
+
+        def finely(cluster: int) -> None:
+            near_L = np.argsort(-(self.fine_LP @ self.coarse_CP[cluster]), kind="stable")
+            short = np.sort(near_L[: max(MIN_SHORTLISTED, self.num_lists // SHORTLIST)])
+            near_LP = self.fine_LP[short]
+            rows = rows_n[ends_C[cluster - 1] if cluster else 0 : ends_C[cluster]]
+            for begin in range(0, len(rows), CHUNK):
+                part = rows[begin : begin + CHUNK]
+                list_ids_n[part] = short[(vectors_nP[part] @ near_LP.T).argmax(axis=1)]
+
+        each(finely, range(len(self.coarse_CP)))
+        return list_ids_n
 
 
 def default_num_lists(num_rows: int) -> int:

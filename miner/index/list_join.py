@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.core.ragged import ragged_arange
-from miner.index.inverted_lists import InvertedLists
+from miner.index.gallery import CodedGallery, Gallery, plain_gallery
+from miner.index.inverted_lists import Centroids
 from miner.index.reservoir import Reservoir, capacity_for
 from miner.index.threads import Each
 from miner.index.top_k import pack, pass_mark, unpack
@@ -44,6 +45,8 @@ MAX_HELD = 2**23
 MAX_JOINED = 2**16
 MAX_PRODUCT = 2**20
 """A product of so many entries, 4 MB, is scanned while it is in the cache."""
+ASSIGNED = 2**18
+"""Rows put into lists at a time: bounds their leading axes to 1 kB each, 256 MB."""
 NEAR_ROWS_PER_ENTRY = 12
 MAX_NEAR_ROWS_PER_ENTRY = 48
 LONG_RUN = 32
@@ -61,10 +64,11 @@ class ListJoin:
     Attributes:
         embeddings_ND: [N, D] float32 of length 1; may be a memory map.
         identities: Of the same rows.
-        lists: Of the same rows.
+        centroids: Of the lists.
+        list_ids_N: [N] int32 the list of each row.
         rows_N: [N] int64 row ids by (list, identity, row).
-        vectors_NP: [N, P] their leading axes.
         offsets_L1: [L+1] int64 where each list begins in these.
+        gallery: The leading axes of the rows in this order.
         owners_R: [R] int32 identities; a run is the rows of an identity in a list.
         begins_R1: [R+1] int64 where each run begins.
         runs_L1: [L+1] int64 the runs of each list.
@@ -72,42 +76,65 @@ class ListJoin:
 
     embeddings_ND: F32
     identities: IdentityTable
-    lists: InvertedLists
+    centroids: Centroids
+    list_ids_N: I32
     rows_N: I64
-    vectors_NP: F32
     offsets_L1: I64
+    gallery: Gallery
     owners_R: I32
     begins_R1: I64
     runs_L1: I64
 
     @classmethod
-    def build(
-        cls, embeddings_ND: F32, vectors_NP: F32, identities: IdentityTable, lists: InvertedLists
+    def build(  # noqa: PLR0913 - rows, lists, and how it is built
+        cls,
+        embeddings_ND: F32,
+        identities: IdentityTable,
+        centroids: Centroids,
+        each: Each,
+        *,
+        is_coded: bool = False,
+        seed: int = 0,
     ) -> ListJoin:
-        """Put the rows in order.
+        """Put every row into its list.
 
         Args:
-            embeddings_ND: [N, D] float32 of length 1; may be a memory map.
-            vectors_NP: [N, P] their leading axes; copied in another order.
+            embeddings_ND: [N, D] float32 of length 1; may be a memory map, read twice.
             identities: Of the same rows.
-            lists: Of the same rows.
+            centroids: Of the lists.
+            each: From :func:`~miner.index.threads.workers`.
+            is_coded: Keep the leading axes as product codes, an eighth of the memory.
+            seed: Draws the sample that codes are trained on.
         """
-        list_ids_N, owners_N = lists.list_ids_N, identities.identity_ids_N
+        num_rows, projection = len(embeddings_ND), centroids.projection
+        list_ids_N = np.empty(num_rows, np.int32)
+        for begin in range(0, num_rows, ASSIGNED):
+            part = slice(begin, begin + ASSIGNED)
+            list_ids_N[part] = centroids.assign(projection(embeddings_ND[part]), each)
+        owners_N = identities.identity_ids_N
         rows_N = np.lexsort((owners_N, list_ids_N))
         listed_N, owners_N = list_ids_N[rows_N], owners_N[rows_N]
-        is_first_N = np.ones(len(rows_N), np.bool_)
+        is_first_N = np.ones(num_rows, np.bool_)
         is_first_N[1:] = (listed_N[1:] != listed_N[:-1]) | (owners_N[1:] != owners_N[:-1])
         begins_R = np.flatnonzero(is_first_N)
-        edges = np.arange(lists.num_lists + 1)
+        edges = np.arange(centroids.num_lists + 1)
+        gallery: Gallery
+        if is_coded:
+            gallery = CodedGallery.build(
+                embeddings_ND, rows_N, listed_N, centroids, each, seed=seed
+            )
+        else:
+            gallery = plain_gallery(embeddings_ND, rows_N, projection, each)
         return cls(
             embeddings_ND,
             identities,
-            lists,
+            centroids,
+            list_ids_N,
             rows_N,
-            vectors_NP[rows_N],
             np.searchsorted(listed_N, edges),
+            gallery,
             owners_N[begins_R],
-            np.append(begins_R, len(rows_N)),
+            np.append(begins_R, num_rows),
             np.searchsorted(listed_N[begins_R], edges),
         )
 
@@ -143,7 +170,7 @@ class ListJoin:
         num_anchors = len(anchor_ids_A)
         row_ids_AK = np.empty((num_anchors, num_candidates), np.int64)
         similarities_AK = np.empty((num_anchors, num_candidates), np.float32)
-        by_list_A = np.argsort(self.lists.list_ids_N[anchor_ids_A], kind="stable")
+        by_list_A = np.argsort(self.list_ids_N[anchor_ids_A], kind="stable")
         joined = self._num_joined(num_anchors, num_candidates, each.num_threads)
         done = 0
 
@@ -167,8 +194,8 @@ class ListJoin:
 
     def num_entries(self, num_candidates: int) -> int:
         """Rows of an anchor that are compared with it in all dimensions, E."""
-        is_whole = self.vectors_NP.shape[1] == self.embeddings_ND.shape[1]
-        return num_candidates if is_whole else num_candidates + max(num_candidates // 4, 10)
+        is_exact = isinstance(self.gallery, np.ndarray) and self.centroids.projection.is_whole
+        return num_candidates if is_exact else num_candidates + max(num_candidates // 4, 10)
 
     def _num_joined(self, num_anchors: int, num_candidates: int, num_threads: int) -> int:
         """Anchors joined at a time: as many as fit, the same in all threads."""
@@ -195,9 +222,9 @@ class _Batch:
         return cls(
             join,
             anchors_BD,
-            join.lists.centroids.projection(anchors_BD),
+            join.centroids.projection(anchors_BD),
             join.identities.identity_ids_N[anchor_ids_B],
-            join.lists.list_ids_N[anchor_ids_B],
+            join.list_ids_N[anchor_ids_B],
         )
 
     def search(self, num_entries: int, num_probes: int) -> tuple[F32, I64]:
@@ -211,7 +238,7 @@ class _Batch:
             runs = slice(*join.runs_L1[list_id : list_id + 2].tolist())
             places_G = np.arange(rows.start, rows.stop)
             run_I[join.owners_R[runs]] = np.arange(runs.start, runs.stop)
-            gallery_PG = join.vectors_NP[rows].T
+            gallery_PG = join.gallery[rows].T
             probing = anchors_P[offsets_L1[list_id] : offsets_L1[list_id + 1]]
             step = max(1, MAX_PRODUCT // max(1, len(places_G)))
             for begin in range(0, len(probing), step):
@@ -242,7 +269,7 @@ class _Batch:
             [B] marks that ``num_entries`` rows in its lists exceed; anchors by the list that they
             probe; [L+1] where each list's anchors stand in these.
         """
-        centroids_LP = self.join.lists.centroids.fine_LP
+        centroids_LP = self.join.centroids.fine_LP
         sizes_L = np.diff(self.join.offsets_L1)
         marks_B = np.empty(len(self.list_ids_B), np.float32)
         anchors, probed = [], []
@@ -279,7 +306,7 @@ class _Batch:
         position, owner = ragged_arange(sizes)
         places_G = join.offsets_L1[lists][owner] + position
         places_G = places_G[: MAX_NEAR_ROWS_PER_ENTRY * num_entries]
-        scores_BG = self.queries_BP[run] @ join.vectors_NP[places_G].T
+        scores_BG = self.queries_BP[run] @ join.gallery[places_G].T
         owners_G = join.identities.identity_ids_N[join.rows_N[places_G]]
         own = np.flatnonzero(self.owners_B[run][:, None] == owners_G[None, :])
         scores_BG.reshape(-1)[own] = -np.inf

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from miner.errors import SearchError
 from miner.index.config import IndexConfig
 from miner.index.depth import Depths
-from miner.index.inverted_lists import Centroids, InvertedLists, default_num_lists
+from miner.index.inverted_lists import Centroids, default_num_lists
 from miner.index.list_join import ListJoin
 from miner.index.projection import Projection
 from miner.index.recall import measure_recall
@@ -35,19 +35,19 @@ ENERGIES = (0.95, 0.99, 1.0)
 """Shares of the rows' squared length in the axes that are searched; the next if need be."""
 STALE = 1.5
 """Lists are trained anew once they take so many times the probes."""
-PROJECTED_ROWS = 65_536
 MAX_ROWS = 2**32 - 1
 
 
 class ListSearch:
     """Finds candidates in inverted lists."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two inputs; all but those and the settings by name
         self,
         embeddings_ND: npt.NDArray[np.float32],
         identities: IdentityTable,
         config: IndexConfig,
         *,
+        is_coded: bool,
         seed: int,
         before: WarmStart | None,
     ) -> None:
@@ -57,11 +57,13 @@ class ListSearch:
             embeddings_ND: [N, D] float32 of length 1; may be a memory map.
             identities: Of the same rows.
             config: Lists, probes and the recall that is aimed at.
+            is_coded: Whether lists hold product codes in place of vectors: kind `ivfpq`.
             seed: Draws training samples.
             before: What an earlier search over the same rows has left.
         """
         self._embeddings_ND, self._identities = embeddings_ND, identities
         self._config, self._seed, self._warm = config, seed, before
+        self._is_coded = is_coded
         self._join: ListJoin | None = None
         self._num_probes = self._unaided_probes = config.num_probes or 1
 
@@ -91,7 +93,14 @@ class ListSearch:
         known_NW = self._warm.neighbours_NW if self._warm else None
         for centroids in self._proposed():
             self._join = None  # frees the lists before
-            self._join = self._listed(centroids, each)
+            self._join = ListJoin.build(
+                self._embeddings_ND,
+                self._identities,
+                centroids,
+                each,
+                is_coded=self._is_coded,
+                seed=self._seed,
+            )
             self._unaided_probes = Depths.of(self._join, exact).reaching(aim)
             if self._warm is not None and centroids is self._warm.centroids:
                 if self._unaided_probes > STALE * self._warm.num_probes:
@@ -116,7 +125,7 @@ class ListSearch:
         """As :meth:`~miner.index.list_join.ListJoin.search`, as deep as was chosen."""
         assert self._join is not None, "prepare comes first"
         known_NW = self._warm.neighbours_NW if self._warm else None
-        self._num_probes = min(self._num_probes, self._join.lists.num_lists)
+        self._num_probes = min(self._num_probes, self._join.centroids.num_lists)
         return self._join.search(
             anchor_ids_A, num_candidates, self._num_probes, each, on_progress, known_NW=known_NW
         )
@@ -132,7 +141,7 @@ class ListSearch:
         assert self._join is not None, "prepare comes first"
         self._warm = WarmStart.after(
             self._warm,
-            self._join.lists.centroids,
+            self._join.centroids,
             self._unaided_probes,
             found,
             len(self._embeddings_ND),
@@ -143,10 +152,10 @@ class ListSearch:
         """What the manifest says: lists, probes, axes, and whether they were taken over."""
         assert self._join is not None, "prepare comes first"
         return {
-            "kind": "ivf",
-            "num_lists": self._join.lists.num_lists,
+            "kind": "ivfpq" if self._is_coded else "ivf",
+            "num_lists": self._join.centroids.num_lists,
             "num_probes": self._num_probes,
-            "num_axes": self._join.lists.centroids.projection.num_axes,
+            "num_axes": self._join.centroids.projection.num_axes,
         }
 
     def _proposed(self) -> Iterator[Centroids]:
@@ -162,16 +171,3 @@ class ListSearch:
             if energy < 1:
                 projection = Projection.fit(self._embeddings_ND, energy, self._seed)
             yield Centroids.train(self._embeddings_ND, projection, num_lists, self._seed)
-
-    def _listed(self, centroids: Centroids, each: Each) -> ListJoin:
-        """All rows in the lists of these centroids."""
-        projection, num_rows = centroids.projection, len(self._embeddings_ND)
-        vectors_NP = np.empty((num_rows, projection.num_axes), np.float32)
-
-        def project(begin: int) -> None:
-            part = slice(begin, begin + PROJECTED_ROWS)
-            vectors_NP[part] = projection(self._embeddings_ND[part])
-
-        each(project, range(0, num_rows, PROJECTED_ROWS))
-        lists = InvertedLists.assign(vectors_NP, centroids, each)
-        return ListJoin.build(self._embeddings_ND, vectors_NP, self._identities, lists)

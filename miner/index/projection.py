@@ -64,6 +64,11 @@ class Projection:
         """P."""
         return self.dim if self.axes_DP is None else self.axes_DP.shape[1]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all dimensions are kept."""
+        return self.axes_DP is None
+
     def __call__(self, rows_nD: F32) -> F32:
         """[n, P] contiguous float32."""
         if self.axes_DP is None:

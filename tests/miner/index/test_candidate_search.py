@@ -35,8 +35,9 @@ def test_flat_is_exact_and_measures_no_recall(made):
     assert_exact(found, made.embeddings_ND, made.identity_ids_N, 10)
 
 
-def test_ivf_reaches_its_target_and_says_with_how_many_probes(made):
-    config = IndexConfig(kind="ivf", target_recall=0.95)
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_lists_reach_the_target_and_say_with_how_many_probes(made, kind):
+    config = IndexConfig(kind=kind, target_recall=0.95)
     search, found = searched(made.embeddings_ND, made.identity_ids_N, config)
     _, exact = searched(made.embeddings_ND, made.identity_ids_N, IndexConfig())
     true = (found.similarities_AK >= exact.similarities_AK[:, -1:] - 1e-5).mean()
@@ -74,6 +75,10 @@ def test_auto_is_exact_for_few_anchors_and_says_why(made, monkeypatch):
     monkeypatch.setattr(candidate_search, "FLAT_PRODUCTS", 10**6)
     search, _ = searched(made.embeddings_ND, made.identity_ids_N, config)
     assert search.description["kind"] == "ivf"
+    small = config.model_copy(update={"memory_mb": 0.1})
+    search, _ = searched(made.embeddings_ND, made.identity_ids_N, small)
+    assert search.description["kind"] == "ivfpq"
+    assert "take up to 0 MB of 0" in search.description["reason"]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.98])

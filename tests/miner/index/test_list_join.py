@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miner.index import list_join
-from miner.index.inverted_lists import Centroids, InvertedLists, default_num_lists
+from miner.index.gallery import CodedGallery
+from miner.index.inverted_lists import Centroids, default_num_lists
 from miner.index.list_join import ListJoin
 from miner.index.projection import Projection
 from miner.index.threads import workers
@@ -18,18 +19,14 @@ from tests.miner.index.neighbour_oracle import assert_exact, brute_force, unit_r
 
 
 def join(
-    embeddings, identity_ids, anchors, k, *, lists, probes, threads=2, axes=None
+    embeddings, identity_ids, anchors, k, *, lists, probes, threads=2, axes=None, coded=False
 ) -> Candidates:
     identities = IdentityTable.from_ids(np.asarray(identity_ids, np.int32))
     with workers(threads) as each:
         projection = Projection.whole(embeddings.shape[1]) if axes is None else axes
-        vectors = projection(embeddings)
-        built = InvertedLists.assign(
-            vectors, Centroids.train(embeddings, projection, lists, 0), each
-        )
-        return ListJoin.build(embeddings, vectors, identities, built).search(
-            np.asarray(anchors, np.int64), k, probes, each
-        )
+        centroids = Centroids.train(embeddings, projection, lists, 0)
+        built = ListJoin.build(embeddings, identities, centroids, each, is_coded=coded)
+        return built.search(np.asarray(anchors, np.int64), k, probes, each)
 
 
 @settings(deadline=None)
@@ -94,11 +91,11 @@ def test_rows_are_listed_with_their_nearest_centroid_but_for_a_few():
     embeddings = unit_rows(np.random.default_rng(4), 30_000, 10)
     with workers(2) as each:
         centroids = Centroids.train(embeddings, Projection.whole(10), 1500, 0)
-        built = InvertedLists.assign(embeddings, centroids, each)
+        list_ids = centroids.assign(embeddings, each)
     similarities = embeddings @ centroids.fine_LP.T
-    chosen = similarities[np.arange(30_000), built.list_ids_N]
+    chosen = similarities[np.arange(30_000), list_ids]
     assert (chosen >= similarities.max(axis=1) - 1e-6).mean() > 0.99
-    assert abs(built.num_lists - 1500) <= 60, "about as many lists as asked for"
+    assert abs(centroids.num_lists - 1500) <= 60, "about as many lists as asked for"
 
 
 def test_lists_in_leading_axes_keep_nearly_all_and_give_true_similarities():
@@ -114,6 +111,40 @@ def test_lists_in_leading_axes_keep_nearly_all_and_give_true_similarities():
         "akd,ad->ak", embeddings[found.row_ids_AK].astype(np.float64), embeddings.astype(np.float64)
     )
     np.testing.assert_allclose(found.similarities_AK, products, atol=1e-6)
+
+
+def test_lists_of_codes_keep_nearly_all_and_give_true_similarities():
+    made = clustered(4000, 200, 32, 0.7, 0, decay=0.5)
+    embeddings, identity_ids = made.embeddings_ND, made.identity_ids_N
+    every = {"lists": 50, "probes": 50}
+    whole = join(embeddings, identity_ids, np.arange(4000), 20, **every)
+    found = join(embeddings, identity_ids, np.arange(4000), 20, **every, coded=True)
+    assert not (identity_ids[found.row_ids_AK] == identity_ids[:, None]).any()
+    reached = found.similarities_AK[:, :10] >= whole.similarities_AK[:, 9:10] - 1e-5
+    assert 0.97 < reached.mean() < 1.0
+    products = np.einsum("akd,ad->ak", embeddings[found.row_ids_AK], embeddings)
+    np.testing.assert_allclose(found.similarities_AK, products, atol=1e-5)
+
+
+def test_codes_take_an_eighth_of_the_vectors():
+    embeddings = unit_rows(np.random.default_rng(6), 3000, 32)
+    projection = Projection.whole(32)
+    with workers(2) as each:
+        centroids = Centroids.train(embeddings, projection, 20, 0)
+        rows, listed = np.arange(3000), centroids.assign(embeddings, each)
+        coded = CodedGallery.build(embeddings, rows, listed, centroids, each, seed=0)
+    assert coded.codes_NM.nbytes * 8 == embeddings.nbytes
+    errors = np.linalg.norm(coded[:] - embeddings, axis=1)
+    lengths = np.linalg.norm(centroids.fine_LP[listed] - embeddings, axis=1)
+    assert errors.mean() < 0.4 * lengths.mean()
+    np.testing.assert_array_equal(coded[np.array([5, 7])], coded[5:8:2])
+
+
+@pytest.mark.parametrize("dim", [1, 3, 13, 40])
+def test_codes_of_any_number_of_dimensions(dim):
+    embeddings = unit_rows(np.random.default_rng(7), 90, dim)
+    found = join(embeddings, np.arange(90) % 9, np.arange(90), 5, lists=4, probes=4, coded=True)
+    assert (found.row_ids_AK >= 0).all()
 
 
 def test_rows_that_are_all_the_same_can_be_listed():
