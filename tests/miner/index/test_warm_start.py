@@ -13,7 +13,7 @@ from miner.index.list_join import NONE
 from miner.index.projection import Projection
 from miner.index.warm_start import WarmFile, WarmStart
 from miner.types import Candidates, IdentityTable
-from tests.bench.vectors import clustered
+from tests.bench.vectors import clustered, moved
 from tests.miner.index.neighbour_oracle import unit_rows
 
 CONFIG = IndexConfig(kind="ivf")
@@ -22,15 +22,6 @@ CONFIG = IndexConfig(kind="ivf")
 @pytest.fixture(scope="module")
 def made():
     return clustered(8000, 400, 24, 0.7, 0, decay=0.5)
-
-
-def moved(embeddings: np.ndarray, by: float, seed: int = 0) -> np.ndarray:
-    """As by a few steps of training: all rows turned by one map, and each a little by itself."""
-    rng = np.random.default_rng(seed)
-    dim = embeddings.shape[1]
-    rows = embeddings @ (np.eye(dim) + by * rng.standard_normal((dim, dim)) / dim**0.5)
-    rows += 0.3 * by * rng.standard_normal(rows.shape) / dim**0.5
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def searched(embeddings, identity_ids, before=None, config=CONFIG, anchors=None):
@@ -42,7 +33,7 @@ def searched(embeddings, identity_ids, before=None, config=CONFIG, anchors=None)
 
 def test_after_a_slight_move_fewer_probes_reach_the_same_recall(made):
     first, _ = searched(made.embeddings_ND, made.identity_ids_N)
-    rows = moved(made.embeddings_ND, 0.1)
+    rows = moved(made.embeddings_ND, 0.1, 0)
     cold, _ = searched(rows, made.identity_ids_N)
     warm, found = searched(rows, made.identity_ids_N, first.warm_start)
     assert warm.recall.value >= 0.93
@@ -53,7 +44,7 @@ def test_after_a_slight_move_fewer_probes_reach_the_same_recall(made):
 
 def test_similarities_are_those_of_the_new_embeddings(made):
     first, _ = searched(made.embeddings_ND, made.identity_ids_N)
-    rows = moved(made.embeddings_ND, 0.3)
+    rows = moved(made.embeddings_ND, 0.3, 0)
     _, found = searched(rows, made.identity_ids_N, first.warm_start)
     products = np.einsum("akd,ad->ak", rows[found.row_ids_AK], rows)
     np.testing.assert_allclose(found.similarities_AK, products, atol=1e-5)
@@ -65,7 +56,8 @@ def test_lists_that_no_longer_fit_are_trained_anew(made, monkeypatch):
     again, _ = searched(made.embeddings_ND, made.identity_ids_N, first.warm_start)
     assert again.warm_start.centroids is first.warm_start.centroids
     rows = unit_rows(np.random.default_rng(0), 8000, 24)
-    rows = moved(rows * np.arange(1, 25)[::-1] ** -0.9, 0.0)  # other leading axes
+    rows *= np.arange(1, 25, dtype=np.float32)[::-1] ** -0.9  # other leading axes
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     other, _ = searched(rows, made.identity_ids_N, first.warm_start)
     assert other.warm_start.centroids is not first.warm_start.centroids
     monkeypatch.setattr(list_search, "STALE", 0.01)
