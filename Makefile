@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help setup demo test test-all check format proto clean
-.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-peers
+.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-peers ## every benchmark; results go to tests/bench/results
+bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers ## every benchmark; results go to tests/bench/results
 
 bench-quality: $(STAMP) ## the demo's arms over 3 other seeds, with a control (half an hour)
 	$(BIN)/python tests/bench/quality.py
@@ -59,6 +59,12 @@ bench-selection: $(STAMP) ## time and memory of selection for a million anchors
 
 bench-search: $(STAMP) ## speed and recall of the search, beside FAISS's
 	$(BIN)/python -m tests.bench.search
+
+bench-end-to-end: $(VENV)/.peers ## from embeddings to a sealed round, beside sentence-transformers' miner
+	$(BIN)/python -m tests.bench.end_to_end
+
+bench-gpu: $(STAMP) ## exact search on a GPU beside the bare product; says so where there is none
+	$(BIN)/python -m tests.bench.gpu_search
 
 bench-peers: $(VENV)/.peers ## side by side with sentence-transformers' miner, which it installs
 	$(BIN)/python -m tests.bench.side_by_side

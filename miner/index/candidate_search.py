@@ -22,6 +22,10 @@ from miner.errors import SearchError
 from miner.index.candidates import check_fit
 from miner.index.config import IndexConfig
 from miner.index.flat import FlatIndex
+from miner.index.gpu import GpuSettings
+from miner.index.gpu_candidates import gpu_candidates
+from miner.index.gpu_index import GpuIndex
+from miner.index.gpu_lists import GpuLists
 from miner.index.list_search import ListSearch
 from miner.index.recall import Recall, measure_recall
 from miner.index.sweep import sweep
@@ -35,9 +39,12 @@ logger = logging.getLogger(__name__)
 
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
+ExactSearch = Callable[[I64, int, Progress | None], Candidates]
 
 FLAT_PRODUCTS = 4 * 10**9
 """Up to so many products of vectors `auto` is exact: some 20 s on two cores at 128 dimensions."""
+FLAT_PRODUCTS_OF_GPU = 10**12
+"""The same where a GPU makes the products."""
 PROBED_SAMPLE = 500
 """Anchors by which the depth is chosen, others than those that judge it."""
 MAX_DEEPENINGS = 3
@@ -61,6 +68,7 @@ class CandidateSearch:
         seed: int = 0,
         num_threads: int | None = None,
         before: WarmStart | None = None,
+        exact: ExactSearch | None = None,
     ) -> None:
         """Take the rows; nothing is built before the first search.
 
@@ -71,6 +79,7 @@ class CandidateSearch:
             seed: Draws training sample and anchors on which recall is measured.
             num_threads: Of this process; None: as many as it has cores.
             before: What an earlier search over the same rows has left, maybe under other weights.
+            exact: An exact search of the same rows in place of the CPU's, as on a GPU.
         """
         self.recall: Recall | None = None
         self.description: dict[str, int | float | str] = {}
@@ -79,7 +88,9 @@ class CandidateSearch:
         self._seed = seed
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
         self._flat: FlatIndex | None = None
-        self._lists: ListSearch | None = None
+        self._lists: ListSearch | GpuLists | None = None
+        self._given_exact = exact
+        self._gpu_index: GpuIndex | None = None
 
     def __call__(
         self, anchor_ids_A: I64, num_candidates: int, on_progress: Progress | None = None
@@ -103,14 +114,7 @@ class CandidateSearch:
         if kind == "flat" or not len(anchor_ids_A):
             self.description = {**flat.describe(), **reason}
             return self._exact(anchor_ids_A, num_candidates, on_progress)
-        lists = self._lists = self._lists or ListSearch(
-            self._embeddings_ND,
-            self._identities,
-            self._config,
-            is_coded=kind == "ivfpq",
-            seed=self._seed,
-            before=self.warm_start,
-        )
+        lists = self._lists = self._lists or self._new_lists(kind)
         with workers(self._num_threads) as each:
             found, recall = self._search(lists, anchor_ids_A, num_candidates, each, on_progress)
         if self.recall is None or recall.value < self.recall.value:
@@ -128,6 +132,33 @@ class CandidateSearch:
         self.warm_start = lists.remember(found)
         return found
 
+    def _new_lists(self, kind: str) -> ListSearch | GpuLists:
+        config = self._config
+        if config.gpu.engine != "faiss":
+            return ListSearch(
+                self._embeddings_ND,
+                self._identities,
+                config,
+                is_coded=kind == "ivfpq",
+                seed=self._seed,
+                before=self.warm_start,
+            )
+        settings = GpuSettings(
+            kind="ivfpq" if kind == "ivfpq" else "ivf",
+            num_lists=config.num_lists,
+            temp_memory_mb=config.gpu.scratch_mb,
+            memory_mb=config.gpu.memory_mb,
+            seed=self._seed,
+        )
+        return GpuLists(
+            self._embeddings_ND,
+            self._identities,
+            GpuIndex(settings),
+            exact=self._on_cpu,
+            num_probes=config.num_probes,
+            target_recall=config.target_recall,
+        )
+
     def _choose(self, num_anchors: int) -> tuple[str, dict[str, str]]:
         """The kind, and why where it was chosen here."""
         kind = self._config.kind
@@ -136,9 +167,11 @@ class CandidateSearch:
         num_rows, dim = self._embeddings_ND.shape
         products = num_anchors * num_rows
         what = f"{num_anchors} anchors times {num_rows} rows"
-        if products <= FLAT_PRODUCTS:
-            return "flat", {"reason": f"auto: {what} are at most {FLAT_PRODUCTS:.0e} products"}
-        what += f" are more than {FLAT_PRODUCTS:.0e} products"
+        on_gpu = self._given_exact is not None or self._config.gpu.engine == "faiss"
+        most = FLAT_PRODUCTS_OF_GPU if on_gpu else FLAT_PRODUCTS
+        if products <= most:
+            return "flat", {"reason": f"auto: {what} are at most {most:.0e} products"}
+        what += f" are more than {most:.0e} products"
         vectors_mb, most_mb = num_rows * dim * 4 / 1e6, self._config.memory_mb or _free_mb() / 2
         fits = vectors_mb <= most_mb
         what += f"; lists of vectors take up to {vectors_mb:.0f} MB of {most_mb:.0f}"
@@ -152,6 +185,32 @@ class CandidateSearch:
         return self._flat
 
     def _exact(
+        self, anchor_ids_A: I64, num_candidates: int, on_progress: Progress | None = None
+    ) -> Candidates:
+        if self._given_exact is not None:
+            return self._given_exact(anchor_ids_A, num_candidates, on_progress)
+        gpu = self._config.gpu
+        if gpu.engine != "faiss":
+            return self._on_cpu(anchor_ids_A, num_candidates, on_progress)
+        if self._gpu_index is None:
+            settings = GpuSettings(
+                is_float16=gpu.precision == "float16",
+                temp_memory_mb=gpu.scratch_mb,
+                memory_mb=gpu.memory_mb,
+            )
+            index = GpuIndex(settings)
+            index.build(self._embeddings_ND)
+            self._gpu_index = index
+        return gpu_candidates(
+            self._gpu_index,
+            self._identities,
+            anchor_ids_A,
+            num_candidates,
+            self._on_cpu,
+            on_progress=on_progress,
+        )
+
+    def _on_cpu(
         self, anchor_ids_A: I64, num_candidates: int, on_progress: Progress | None = None
     ) -> Candidates:
         with workers(self._num_threads) as each:
@@ -173,7 +232,7 @@ class CandidateSearch:
 
     def _search(
         self,
-        lists: ListSearch,
+        lists: ListSearch | GpuLists,
         anchor_ids_A: I64,
         num_candidates: int,
         each: Each,

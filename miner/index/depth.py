@@ -33,6 +33,9 @@ class Depths:
     ) -> Depths:
         """Rank the lists of the exact neighbours by their similarity to the anchor.
 
+        As many probes are needed as make :meth:`~miner.index.list_join.ListJoin.probes_here` reach
+        that rank.
+
         Args:
             join: The lists.
             exact: [S, R] of an exact search.
@@ -44,11 +47,14 @@ class Depths:
         anchors_SP = centroids.projection(join.embeddings_ND[exact.anchor_ids_A])
         scores_SL = anchors_SP @ centroids.fine_LP.T
         of_row_SR = np.take_along_axis(scores_SL, join.list_ids_N[exact.row_ids_AK], axis=1)
-        needed_SR = [
-            np.count_nonzero(scores_L[None, :] >= of_row_R[:, None], axis=1)
-            for scores_L, of_row_R in zip(scores_SL, of_row_SR, strict=True)
-        ]
-        needed = np.stack(needed_SR)
+        own_lists = join.list_ids_N[exact.anchor_ids_A].tolist()
+        rows_per_list = len(join.rows_N) / centroids.num_lists
+        needed = np.empty(of_row_SR.shape, np.int64)
+        for place, list_id in enumerate(own_lists):
+            _, ends = join.near_lists(list_id, centroids.num_lists)
+            is_before_RL = scores_SL[place][None, :] >= of_row_SR[place][:, None]
+            rows_R = ends[np.count_nonzero(is_before_RL, axis=1) - 1]
+            needed[place] = np.ceil(rows_R / rows_per_list)
         if known_NW is not None:
             known_SW = known_NW[exact.anchor_ids_A].astype(np.int64)
             is_known_SR = (exact.row_ids_AK[:, :, None] == known_SW[:, None, :]).any(axis=2)

@@ -27,6 +27,7 @@ MIN_ROWS_PER_LIST = 16
 MAX_LISTS = 2**16
 CHUNK = 2048
 """Rows compared with centroids at a time: bounds a chunk's similarities to 32 MB."""
+SMALLEST_PART, POWER_ITERATIONS = 4, 6
 SHORTLIST = 4
 """Rows are compared with one in four centroids, those nearest to their coarse cluster."""
 MIN_SHORTLISTED = 256
@@ -63,7 +64,8 @@ class Centroids:
             members_SP = sample_SP[coarse_S == cluster]
             parts.append(_k_means(members_SP, max(1, round(shares_C[cluster])), seed))
         fine_LP = np.concatenate(parts)
-        return cls(projection, coarse_CP, fine_LP[_chain(fine_LP)])
+        order_L = np.concatenate(_by_bisection(fine_LP, np.arange(len(fine_LP))))
+        return cls(projection, coarse_CP, fine_LP[order_L])
 
     @property
     def num_lists(self) -> int:
@@ -103,8 +105,8 @@ class Centroids:
 
 
 def default_num_lists(num_rows: int) -> int:
-    """Grows with ``N ** 0.75``: choosing lists costs little beside searching them."""
-    return max(1, min(int(num_rows**0.75 / 4.5), num_rows // MIN_ROWS_PER_LIST, MAX_LISTS))
+    """Grows with ``N ** 0.7``: what each list costs is small beside searching it."""
+    return max(1, min(int(num_rows**0.7 / 4), num_rows // MIN_ROWS_PER_LIST, MAX_LISTS))
 
 
 def _k_means(sample_SP: F32, num_clusters: int, seed: int) -> F32:
@@ -124,16 +126,18 @@ def _k_means(sample_SP: F32, num_clusters: int, seed: int) -> F32:
     return _unit(np.asarray(k_means.centroids))
 
 
-def _chain(centroids_LP: F32) -> I64:
-    """[L] an order in which each centroid is followed by the nearest of those that are left."""
-    scores_LL = centroids_LP @ centroids_LP.T
-    chain = np.empty(len(centroids_LP), np.int64)
-    here = 0
-    for place in range(len(chain)):
-        chain[place] = here
-        scores_LL[:, here] = -np.inf
-        here = int(scores_LL[here].argmax())
-    return chain
+def _by_bisection(centroids_LP: F32, lists: I64) -> list[I64]:
+    """The lists in parts that lie together, at every scale: halved along their widest direction."""
+    if len(lists) <= SMALLEST_PART:
+        return [lists]
+    centred_LP = centroids_LP[lists] - centroids_LP[lists].mean(axis=0)
+    widest_P = centred_LP[np.square(centred_LP).sum(axis=1).argmax()]
+    for _ in range(POWER_ITERATIONS):
+        widest_P = centred_LP.T @ (centred_LP @ widest_P)
+        widest_P /= max(float(np.linalg.norm(widest_P)), 1e-12)
+    along = lists[np.argsort(centred_LP @ widest_P, kind="stable")]
+    half = len(along) // 2
+    return _by_bisection(centroids_LP, along[:half]) + _by_bisection(centroids_LP, along[half:])
 
 
 def _unit(vectors_CP: F32) -> F32:

@@ -29,9 +29,9 @@ __all__ = ["ListSearch"]
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
-AIM_HIGHER = 0.1
+AIM_HIGHER = 0.04
 """So much of what is allowed to be missed is kept in reserve for what the sample does not show."""
-ENERGIES = (0.95, 0.99, 1.0)
+ENERGIES = (0.94, 0.99, 1.0)
 """Shares of the rows' squared length in the axes that are searched; the next if need be."""
 STALE = 1.5
 """Lists are trained anew once they take so many times the probes."""

@@ -17,6 +17,7 @@ from miner.errors import SearchError
 from miner.index.config import IndexConfig
 from miner.types import Candidates, IdentityTable
 from miner.workers.config import WorkersConfig
+from miner.workers.exact_search import torch_search
 from miner.workers.remote import Resources, lower_priority, result_of
 from miner.workers.snapshot import SnapshotKey, SnapshotStore
 
@@ -74,6 +75,7 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
         seed=request.seed,
         num_threads=num_threads,
         before=warm.load(*embeddings_ND.shape) if warm else None,
+        exact=torch_search(config.gpu, embeddings_ND, request.identities),
     )
     candidates = find(request.anchor_ids_A, request.num_candidates)
     if warm is not None and find.warm_start is not None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from miner.index.config import IndexConfig
 from miner.types import Candidates, IdentityTable
+from miner.workers.exact_search import torch_search
 
 if TYPE_CHECKING:
     from miner.index.candidate_search import CandidateSearch
@@ -68,6 +69,7 @@ class OfflineSearch:
                 self.config,
                 seed=self.seed,
                 before=self.warm.load(*self.embeddings_ND.shape) if self.warm else None,
+                exact=torch_search(self.config.gpu, self.embeddings_ND, self.identities),
             )
         found = self._search(anchor_ids_A, num_candidates, self.on_progress)
         self.description = self._search.description

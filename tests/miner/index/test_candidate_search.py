@@ -5,12 +5,14 @@ import pytest
 from pydantic import ValidationError
 
 from miner.errors import SearchError
-from miner.index import candidate_search
+from miner.index import candidate_search, gpu_index
 from miner.index.candidate_search import CandidateSearch
-from miner.index.config import IndexConfig
+from miner.index.config import GpuConfig, IndexConfig
+from miner.index.gpu import GpuSupport
 from miner.types import IdentityTable
 from tests.bench.vectors import clustered
 from tests.miner.index.neighbour_oracle import assert_exact, unit_rows
+from tests.miner.index.test_gpu import stand_in
 
 
 def searched(embeddings, identity_ids, config: IndexConfig, k=10, anchors=None):
@@ -119,3 +121,53 @@ def test_a_memory_map_gives_the_same_as_memory(made, tmp_path):
 def test_a_target_below_the_floor_is_refused():
     with pytest.raises(ValidationError, match=r"target_recall=0\.8 is below min_recall=0\.9"):
         IndexConfig(kind="ivf", target_recall=0.8)
+
+
+class TestGpu:
+    """What is searched on a GPU, with CPU indexes in its place."""
+
+    @pytest.fixture
+    def gpus(self, monkeypatch):
+        monkeypatch.setattr(gpu_index, "available", lambda: GpuSupport(True, 2))
+        monkeypatch.setattr(gpu_index, "new_gpu_index", stand_in)
+
+    def test_flat_is_exact(self, made, gpus):
+        config = IndexConfig(gpu=GpuConfig(engine="faiss"))
+        anchors = np.arange(0, 6000, 400)
+        search, found = searched(made.embeddings_ND, made.identity_ids_N, config, anchors=anchors)
+        assert_exact(found, made.embeddings_ND, made.identity_ids_N, 10)
+        assert search.recall is None
+
+    @pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+    def test_lists_are_judged_like_those_of_the_cpu(self, made, gpus, kind):
+        config = IndexConfig(kind=kind, gpu=GpuConfig(engine="faiss"))
+        search, found = searched(made.embeddings_ND, made.identity_ids_N, config)
+        assert search.recall.value >= 0.9
+        assert search.description["num_gpus"] == 2
+        assert search.warm_start is None
+        assert not (made.identity_ids_N[found.row_ids_AK] == made.identity_ids_N[:, None]).any()
+
+    def test_without_a_gpu_it_is_said_what_is_missing(self, made):
+        config = IndexConfig(gpu=GpuConfig(engine="faiss"))
+        with pytest.raises(SearchError, match=r"extra `gpu`|sees no GPU"):
+            searched(made.embeddings_ND, made.identity_ids_N, config)
+
+    def test_an_exact_search_that_is_given_judges_recall(self, made):
+        asked = []
+
+        def exact(anchor_ids_A, num_candidates, on_progress):
+            asked.append(len(anchor_ids_A))
+            return searched(
+                made.embeddings_ND,
+                made.identity_ids_N,
+                IndexConfig(),
+                num_candidates,
+                anchor_ids_A,
+            )[1]
+
+        identities = IdentityTable.from_ids(np.asarray(made.identity_ids_N, np.int32))
+        config = IndexConfig(kind="ivf")
+        search = CandidateSearch(made.embeddings_ND, identities, config, exact=exact)
+        search(np.arange(6000), 10)
+        assert asked == [500, 1000]
+        assert search.recall.value >= 0.9
