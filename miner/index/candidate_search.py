@@ -45,7 +45,7 @@ FLAT_PRODUCTS = 4 * 10**9
 """Up to so many products of vectors `auto` is exact: some 20 s on two cores at 128 dimensions."""
 FLAT_PRODUCTS_OF_GPU = 10**12
 """The same where a GPU makes the products."""
-PROBED_SAMPLE = 500
+PROBED_SAMPLE = 1000
 """Anchors by which the depth is chosen, others than those that judge it."""
 MAX_DEEPENINGS = 3
 

@@ -1,6 +1,6 @@
 """The search in inverted lists: which lists, in which axes, how many of them.
 
-    cold or warm -> prepared -> searched -> deepened -> searched ...
+    cold or warm -> prepared -> searched -> deepened -> searched ... -> warm
 
 It knows nothing of how recall is judged. Shape legend: N = rows, D = dimensions, P = axes,
 A = anchors, S = anchors of a sample, L = lists, W = neighbours known.
@@ -29,7 +29,7 @@ __all__ = ["ListSearch"]
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
-AIM_HIGHER = 0.04
+AIM_HIGHER = 0.1
 """So much of what is allowed to be missed is kept in reserve for what the sample does not show."""
 ENERGIES = (0.94, 0.99, 1.0)
 """Shares of the rows' squared length in the axes that are searched; the next if need be."""
@@ -137,7 +137,7 @@ class ListSearch:
         self._num_probes = max(2 * self._num_probes, enough)
 
     def remember(self, found: Candidates) -> WarmStart:
-        """What the next search over these rows can start from."""
+        """What the next search over these rows can start from; the lists are let go."""
         assert self._join is not None, "prepare comes first"
         self._warm = WarmStart.after(
             self._warm,
@@ -146,6 +146,7 @@ class ListSearch:
             found,
             len(self._embeddings_ND),
         )
+        self._join = None
         return self._warm
 
     def describe(self) -> dict[str, int | float | str]:

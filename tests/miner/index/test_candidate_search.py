@@ -169,5 +169,5 @@ class TestGpu:
         config = IndexConfig(kind="ivf")
         search = CandidateSearch(made.embeddings_ND, identities, config, exact=exact)
         search(np.arange(6000), 10)
-        assert asked == [500, 1000]
+        assert asked == [1000, 1000]
         assert search.recall.value >= 0.9
