@@ -12,11 +12,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from miner.errors import SearchError
 from miner.index.candidates import check_fit
@@ -27,6 +25,7 @@ from miner.index.gpu_candidates import gpu_candidates
 from miner.index.gpu_index import GpuIndex
 from miner.index.gpu_lists import GpuLists
 from miner.index.list_search import ListSearch
+from miner.index.memory import free_mb
 from miner.index.recall import Recall, measure_recall
 from miner.index.sweep import sweep
 from miner.index.threads import Each, workers
@@ -56,7 +55,6 @@ class CandidateSearch:
     Attributes:
         recall: The least recall measured so far; None as long as every search was exact.
         description: What the manifest says about the index; empty before the first search.
-        warm_start: For the next search over these rows; None if there was nothing to learn.
     """
 
     def __init__(  # noqa: PLR0913 - two inputs; all but those and the settings by name
@@ -83,7 +81,7 @@ class CandidateSearch:
         """
         self.recall: Recall | None = None
         self.description: dict[str, int | float | str] = {}
-        self.warm_start = before
+        self._before = before
         self._embeddings_ND, self._identities, self._config = embeddings_ND, identities, config
         self._seed = seed
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
@@ -129,8 +127,13 @@ class CandidateSearch:
             "recall_anchors": self.recall.num_anchors,
         }
         found = self._completed(found)
-        self.warm_start = lists.remember(found)
+        lists.remember(found)
         return found
+
+    @property
+    def warm_start(self) -> WarmStart | None:
+        """For the next search over these rows; None if there is nothing to start from."""
+        return self._before if self._lists is None else self._lists.warm_start()
 
     def _new_lists(self, kind: str) -> ListSearch | GpuLists:
         config = self._config
@@ -141,7 +144,7 @@ class CandidateSearch:
                 config,
                 is_coded=kind == "ivfpq",
                 seed=self._seed,
-                before=self.warm_start,
+                before=self._before,
             )
         settings = GpuSettings(
             kind="ivfpq" if kind == "ivfpq" else "ivf",
@@ -172,7 +175,7 @@ class CandidateSearch:
         if products <= most:
             return "flat", {"reason": f"auto: {what} are at most {most:.0e} products"}
         what += f" are more than {most:.0e} products"
-        vectors_mb, most_mb = num_rows * dim * 4 / 1e6, self._config.memory_mb or _free_mb() / 2
+        vectors_mb, most_mb = num_rows * dim * 4 / 1e6, self._config.memory_mb or free_mb() / 2
         fits = vectors_mb <= most_mb
         what += f"; lists of vectors take up to {vectors_mb:.0f} MB of {most_mb:.0f}"
         return ("ivf" if fits else "ivfpq"), {"reason": f"auto: {what}"}
@@ -274,14 +277,3 @@ class CandidateSearch:
             found.row_ids_AK[short] = exact.row_ids_AK
             found.similarities_AK[short] = exact.similarities_AK
         return found
-
-
-def _free_mb() -> float:
-    """Memory that can be had without swapping; of the machine, or of the container if less."""
-    free_mb: float = psutil.virtual_memory().available / 1e6
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
-        return min(free_mb, (int(limit) - int(used)) / 1e6)
-    except (OSError, ValueError):  # no such container, or one without a limit
-        return free_mb

@@ -99,6 +99,9 @@ class GpuLists:
     def remember(self, found: Candidates) -> None:
         """Nothing: lists on GPUs are made anew in every round."""
 
+    def warm_start(self) -> None:
+        """Nothing."""
+
     def describe(self) -> dict[str, int | float | str]:
         """What the manifest says about the index."""
         return {**self._index.describe()}

@@ -40,8 +40,8 @@ I64 = npt.NDArray[np.int64]
 
 NONE = np.uint32(2**32 - 1)
 """In place of a row that is known, where there is none."""
-MAX_HELD = 2**24
-"""Bounds the reservoirs of the anchors joined at a time: 128 MB."""
+MAX_HELD = 3 * 2**22
+"""Bounds the reservoirs of the anchors joined at a time: 96 MB."""
 MAX_JOINED = 2**16
 MAX_PRODUCT = 2**20
 """A product of so many entries, 4 MB, is scanned while it is in the cache."""

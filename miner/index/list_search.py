@@ -18,6 +18,7 @@ from miner.index.config import IndexConfig
 from miner.index.depth import Depths
 from miner.index.inverted_lists import Centroids, default_num_lists
 from miner.index.list_join import ListJoin
+from miner.index.memory import give_back
 from miner.index.projection import Projection
 from miner.index.recall import measure_recall
 from miner.index.threads import Each
@@ -64,6 +65,7 @@ class ListSearch:
         self._embeddings_ND, self._identities = embeddings_ND, identities
         self._config, self._seed, self._warm = config, seed, before
         self._is_coded = is_coded
+        self._learnt: tuple[WarmStart | None, Centroids, int, Candidates] | None = None
         self._join: ListJoin | None = None
         self._num_probes = self._unaided_probes = config.num_probes or 1
 
@@ -90,7 +92,8 @@ class ListSearch:
         at = exact.row_ids_AK.shape[1]
         target = self._config.target_recall
         aim = target + AIM_HIGHER * (1 - target)
-        known_NW = self._warm.neighbours_NW if self._warm else None
+        warm = self.warm_start()
+        known_NW = warm.neighbours_NW if warm else None
         for centroids in self._proposed():
             self._join = None  # frees the lists before
             self._join = ListJoin.build(
@@ -136,17 +139,22 @@ class ListSearch:
         enough = Depths.of(self._join, exact).reaching(self._config.target_recall)
         self._num_probes = max(2 * self._num_probes, enough)
 
-    def remember(self, found: Candidates) -> WarmStart:
-        """What the next search over these rows can start from; the lists are let go."""
+    def remember(self, found: Candidates) -> None:
+        """Keep in mind what was found, and let the lists go: the memory is needed elsewhere."""
         assert self._join is not None, "prepare comes first"
-        self._warm = WarmStart.after(
-            self._warm,
-            self._join.centroids,
-            self._unaided_probes,
-            found,
-            len(self._embeddings_ND),
-        )
+        before = self.warm_start()
+        self._learnt = (before, self._join.centroids, self._unaided_probes, found)
         self._join = None
+        give_back()
+
+    def warm_start(self) -> WarmStart | None:
+        """What the next search over these rows can start from; None if there is nothing.
+
+        Made of what was found only when it is asked for, since that may still be in use.
+        """
+        if self._learnt is not None:
+            self._warm = WarmStart.after(*self._learnt, len(self._embeddings_ND))
+            self._learnt = None
         return self._warm
 
     def describe(self) -> dict[str, int | float | str]:

@@ -78,8 +78,9 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
         exact=torch_search(config.gpu, embeddings_ND, request.identities),
     )
     candidates = find(request.anchor_ids_A, request.num_candidates)
-    if warm is not None and find.warm_start is not None:
-        warm.save(find.warm_start)
+    warm_start = find.warm_start
+    if warm is not None and warm_start is not None:
+        warm.save(warm_start)
     recall = None if find.recall is None else find.recall.value
     return SearchOutcome(candidates, find.description, recall)
 

@@ -79,5 +79,6 @@ class OfflineSearch:
 
     def keep(self) -> None:
         """Leave to the next search what this one has found; nothing where it was exact."""
-        if self.warm is not None and self._search is not None and self._search.warm_start:
-            self.warm.save(self._search.warm_start)
+        warm_start = None if self._search is None else self._search.warm_start
+        if self.warm is not None and warm_start is not None:
+            self.warm.save(warm_start)
