@@ -68,11 +68,30 @@ def assign(proposals: Proposals, demands_A: I64, similarities_ap_A: F32, caps: C
         preferences Hatfield and Kominers, Contract design and stability (2017).
     """
     anchors = _ProposingAnchors(proposals, demands_A)
-    negatives = _CappedNegatives(proposals, similarities_ap_A, caps)
     new = anchors.advance(np.flatnonzero(demands_A))
-    while len(new):
+    if caps.rows_N is None and caps.identities_I is None:
+        return np.sort(new.entries)
+    negatives = _CappedNegatives(proposals, similarities_ap_A, caps, int(demands_A.sum()))
+    while len(new.entries):
         new = anchors.go_on(negatives.consider(new))
     return np.sort(negatives.held)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offers:
+    """Some proposals, in any order: positions in the lists, and whose lists they are."""
+
+    entries: I64
+    anchors: I64
+
+    def take(self, chosen: npt.NDArray[np.bool_] | I64) -> _Offers:
+        return _Offers(self.entries[chosen], self.anchors[chosen])
+
+    def __add__(self, other: _Offers) -> _Offers:
+        return _Offers(
+            np.concatenate((self.entries, other.entries)),
+            np.concatenate((self.anchors, other.anchors)),
+        )
 
 
 class _ProposingAnchors:
@@ -89,44 +108,41 @@ class _ProposingAnchors:
         self._frontier_A = proposals.offsets_A1[:-1].copy()
         self._needs_A = demands_A.astype(np.int64)
 
-    def advance(self, anchors: I64) -> I64:
+    def advance(self, anchors: I64) -> _Offers:
         """The next open entries of these anchors, until their needs are met or their lists end."""
-        found = [np.empty(0, np.int64)]
+        found = _Offers(np.empty(0, np.int64), np.empty(0, np.int64))
         ends = self._offsets_A1[anchors + 1]
         while True:
             going = (self._needs_A[anchors] > 0) & (self._frontier_A[anchors] < ends)
             anchors, ends = anchors[going], ends[going]
             if not len(anchors):
-                return np.concatenate(found)
+                return found
             window = self._frontier_A[anchors][:, None] + np.arange(_WINDOW)
             inside = window < ends[:, None]
             is_open = inside & self._open_P[np.where(inside, window, 0)]
             count = np.cumsum(is_open, axis=1)
             taken = is_open & (count <= self._needs_A[anchors][:, None])
-            found.append(window[taken])
-            self._needs_A[anchors] -= taken.sum(1)
+            num_taken = taken.sum(1)
+            found += _Offers(window[taken], np.repeat(anchors, num_taken))
+            self._needs_A[anchors] -= num_taken
             after_last = _WINDOW - np.argmax(taken[:, ::-1], axis=1)
             met = self._needs_A[anchors] == 0
             self._frontier_A[anchors] += np.where(met, after_last, _WINDOW)
 
-    def go_on(self, refused: I64) -> I64:
+    def go_on(self, refused: _Offers) -> _Offers:
         """What the anchors of the refused entries propose to instead."""
-        self._open_P[refused] = False
-        owners = self._owner(refused)
-        np.add.at(self._needs_A, owners, 1)
-        follows = self._steps_P[refused] > 0
-        opened, openers = refused[follows] + self._steps_P[refused[follows]], owners[follows]
-        self._open_P[opened] = True
+        self._open_P[refused.entries] = False
+        np.add.at(self._needs_A, refused.anchors, 1)
+        steps = self._steps_P[refused.entries]
+        follows = refused.take(steps > 0)
+        opened = _Offers(follows.entries + steps[steps > 0], follows.anchors)
+        self._open_P[opened.entries] = True
         # Open entries before the frontier come before all others that the anchor may turn to.
-        passed = opened < self._frontier_A[openers]
-        np.subtract.at(self._needs_A, openers[passed], 1)
+        passed = opened.take(opened.entries < self._frontier_A[opened.anchors])
+        np.subtract.at(self._needs_A, passed.anchors, 1)
         again_A = np.zeros(len(self._needs_A), np.bool_)
-        again_A[owners] = True
-        return np.concatenate((opened[passed], self.advance(np.flatnonzero(again_A))))
-
-    def _owner(self, entries: I64) -> I64:
-        owners: I64 = np.searchsorted(self._offsets_A1, entries, side="right") - 1
-        return owners
+        again_A[refused.anchors] = True
+        return passed + self.advance(np.flatnonzero(again_A))
 
 
 class _CappedNegatives:
@@ -137,46 +153,55 @@ class _CappedNegatives:
     ever held need not be compared with it again.
     """
 
-    def __init__(self, proposals: Proposals, similarities_ap_A: F32, caps: Caps) -> None:
+    def __init__(
+        self, proposals: Proposals, similarities_ap_A: F32, caps: Caps, most_held: int
+    ) -> None:
         self._proposals, self._similarities_ap_A, self._caps = proposals, similarities_ap_A, caps
-        self.held: I64 = np.empty(0, np.int64)
-        self._held_keys: U64 = np.empty(0, np.uint64)
+        self._num_held = 0
+        self._held = _Offers(np.empty(most_held, np.int64), np.empty(most_held, np.int64))
+        self._held_keys: U64 = np.empty(most_held, np.uint64)
         num_identities = int(proposals.identities_P.max(initial=-1)) + 1
         num_rows = 0 if caps.rows_N is None else len(caps.rows_N)
         self._touched_I = np.zeros(num_identities, np.bool_)
         self._bounds_I = np.full(num_identities, _NO_BOUND)
         self._bounds_N = np.full(num_rows, _NO_BOUND)
 
-    def consider(self, new: I64) -> I64:
+    @property
+    def held(self) -> I64:
+        """Positions of the proposals that are held, in any order."""
+        return self._held.entries[: self._num_held]
+
+    def consider(self, new: _Offers) -> _Offers:
         """Hold these too as far as caps allow; returns all that are now refused."""
-        if self._caps.rows_N is None and self._caps.identities_I is None:
-            self.held = np.concatenate((self.held, new))
-            return np.empty(0, np.int64)
         keys = self._hardest_first(new)
         hopeless = keys > self._bounds_I[keys >> _HALF]
         if self._caps.rows_N is not None:
-            hopeless |= keys > self._bounds_N[self._proposals.rows_P[new]]
-        refused, new, keys = new[hopeless], new[~hopeless], keys[~hopeless]
-        return np.concatenate((refused, self._compare(new, keys))) if len(new) else refused
+            hopeless |= keys > self._bounds_N[self._proposals.rows_P[new.entries]]
+        refused, new, keys = new.take(hopeless), new.take(~hopeless), keys[~hopeless]
+        return refused + self._compare(new, keys) if len(keys) else refused
 
-    def _compare(self, new: I64, new_keys: U64) -> I64:
+    def _compare(self, new: _Offers, new_keys: U64) -> _Offers:
         """Put new entries among what their identities hold; returns what is now refused."""
-        entries = np.concatenate((self.held, new))
-        keys = np.concatenate((self._held_keys, new_keys))
         touched = new_keys >> _HALF
         self._touched_I[touched] = True
-        contested = self._touched_I[keys >> _HALF]
+        identities = self._held_keys[: self._num_held] >> _HALF
+        contested = np.flatnonzero(self._touched_I[identities])
         self._touched_I[touched] = False
-        tried, tried_keys = entries[contested], keys[contested]
+        tried = self._held.take(contested) + new
+        tried_keys = np.concatenate((self._held_keys[contested], new_keys))
         order = np.argsort(tried_keys)
         if (np.diff(tried_keys[order]) == 0).any():  # equally hard: by anchor
-            order = np.lexsort((tried, tried_keys))
-        tried, tried_keys = tried[order], tried_keys[order]
-        kept = self._choose(tried, tried_keys)
-        self.held = np.concatenate((entries[~contested], tried[kept]))
-        self._held_keys = np.concatenate((keys[~contested], tried_keys[kept]))
-        refused: I64 = tried[~kept]
-        return refused
+            order = np.lexsort((tried.entries, tried_keys))
+        tried, tried_keys = tried.take(order), tried_keys[order]
+        kept = self._choose(tried.entries, tried_keys)
+        # Rows and identities that are offered more never hold fewer.
+        num_held = self._num_held + int(np.count_nonzero(kept)) - len(contested)
+        places = np.concatenate((contested, np.arange(self._num_held, num_held)))
+        self._num_held = num_held
+        self._held.entries[places] = tried.entries[kept]
+        self._held.anchors[places] = tried.anchors[kept]
+        self._held_keys[places] = tried_keys[kept]
+        return tried.take(~kept)
 
     def _choose(self, entries: I64, keys: U64) -> npt.NDArray[np.bool_]:
         """Which of all entries to some identities are kept; hardest first within an identity."""
@@ -197,10 +222,10 @@ class _CappedNegatives:
             self._bounds_I[self._proposals.identities_P[entries[last]]] = keys[last]
         return kept
 
-    def _hardest_first(self, entries: I64) -> U64:
+    def _hardest_first(self, offers: _Offers) -> U64:
         """Sort keys: by identity, and within it by descending hardness."""
-        anchors = np.searchsorted(self._proposals.offsets_A1, entries, side="right") - 1
-        hardness = self._proposals.similarities_P[entries] - self._similarities_ap_A[anchors]
-        identities = self._proposals.identities_P[entries].astype(np.uint64)
+        s_an = self._proposals.similarities_P[offers.entries]
+        hardness = s_an - self._similarities_ap_A[offers.anchors]
+        identities = self._proposals.identities_P[offers.entries].astype(np.uint64)
         keys: U64 = identities << _HALF | descending_bits(hardness)
         return keys

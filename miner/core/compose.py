@@ -68,7 +68,7 @@ def compose(task: MiningTask, pool: Pool) -> Pool:
         # The identity that comes w-th takes the place of the w-th in the strategy's order.
         moved_aW = np.take_along_axis(entries_aW, order_aW, axis=1)
         rank_E[moved_aW[inside_aW]] = entries_aW[inside_aW]
-    return pool.take(segment_order(pool.anchors_E, rank_E[lead_of_E].astype(np.float64)))
+    return pool.take(segment_order(pool.anchors_E, rank_E[lead_of_E]))
 
 
 Gain = Callable[[F32, F32, int], F32]

@@ -11,12 +11,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from miner.core.ordering import descending_bits
+from miner.core.ordering import descending_bits, segment_order, stable_order
+from miner.core.parallel import cut, map_blocks
 from miner.core.pool import Anchors
 from miner.core.rng import RoundSeed, Stream, draw_below, draw_bits
 from miner.types import Groups, IdentityTable
 
 __all__ = ["Negatives", "build_groups"]
+
+_BLOCK = 1 << 14
 
 I64 = npt.NDArray[np.int64]
 
@@ -64,6 +67,10 @@ class _Blocks:
     leads_BL: I64
     num_rows_B: I64
 
+    def take(self, part: slice) -> _Blocks:
+        """Some that stand together."""
+        return _Blocks(self.anchor_ids_B[part], self.leads_BL[part], self.num_rows_B[part])
+
 
 def build_groups(
     anchors: Anchors,
@@ -97,10 +104,14 @@ def build_groups(
     num_triplets_G = np.diff(leads_G, append=len(negatives.anchors_T))
     anchors_G = negatives.anchors_T[leads_G]
     own_B, blocks = _lay_out(anchors, anchors_G, negatives, samples_per_identity)
-    rows_BW = _fill(blocks, identities, keys)
-    sizes_B = np.count_nonzero(rows_BW >= 0, axis=1)
+    places_N = np.empty(identities.num_rows, np.int64)
+    places_N[identities.rows_N] = np.arange(identities.num_rows)
+    filled = map_blocks(
+        lambda part: _fill(blocks.take(part), identities, places_N, keys),
+        cut(len(blocks.num_rows_B), _BLOCK) or [slice(0, 0)],
+    )
+    rows_R, sizes_B = (np.concatenate(parts) for parts in zip(*filled, strict=True))
     starts_B = np.cumsum(sizes_B) - sizes_B
-    rows_R = rows_BW[rows_BW >= 0]
     group_starts_G = starts_B[own_B]
     num_triplets = len(negatives.rows_T)
     return Groups(
@@ -122,12 +133,16 @@ def build_groups(
 def _in_order(anchors: Anchors, negatives: Negatives, keys: RoundSeed) -> I64:
     """Negatives by group, groups in random order; then by tier, hardest first, lowest row first."""
     bits_A = draw_bits(keys.key(Stream.ROUND_ORDER), anchors.ids_A)
-    ranks_A = np.empty(len(bits_A), np.uint64)
+    ranks_A = np.empty(len(bits_A), np.int64)
     ranks_A[np.argsort(bits_A, kind="stable")] = np.arange(len(bits_A))
-    key_T = ranks_A[negatives.anchors_T] << np.uint64(34)
-    key_T |= negatives.tiers_T.astype(np.uint64) << np.uint64(32)
-    key_T |= descending_bits(negatives.similarities_T)
-    return np.lexsort((negatives.rows_T, key_T))
+    groups_T = ranks_A[negatives.anchors_T]
+    order_T = stable_order(groups_T)
+    groups_T = groups_T[order_T]
+    order_T = order_T[segment_order(groups_T, negatives.rows_T[order_T])]
+    key_T = negatives.tiers_T[order_T].astype(np.int64) << 32
+    key_T |= descending_bits(negatives.similarities_T[order_T]).astype(np.int64)
+    ordered_T: I64 = order_T[segment_order(groups_T, key_T)]
+    return ordered_T
 
 
 def _lay_out(
@@ -152,16 +167,19 @@ def _lay_out(
     return own_B, _Blocks(anchor_ids_B, leads_BL, num_rows_B)
 
 
-def _fill(blocks: _Blocks, identities: IdentityTable, keys: RoundSeed) -> I64:
-    """[B, W] the rows of each block, its leading ones first; -1 where there is none."""
+def _fill(
+    blocks: _Blocks, identities: IdentityTable, places_N: I64, keys: RoundSeed
+) -> tuple[I64, I64]:
+    """The rows of each block, its leading ones first, and how many they are.
+
+    ``places_N`` says where each row stands in ``identities.rows_N``.
+    """
     ids_B = identities.identity_ids_N[blocks.leads_BL[:, 0]]
     num_leads_B = np.count_nonzero(blocks.leads_BL >= 0, axis=1)
     spare_B = identities.sizes_I[ids_B] - num_leads_B
     wanted_B = np.minimum(blocks.num_rows_B - num_leads_B, spare_B)
     picks_BW = _pick_distinct(blocks, spare_B, wanted_B, keys)
     # Picks count the identity's rows without the leading ones: step over those, lowest first.
-    places_N = np.empty(identities.num_rows, np.int64)
-    places_N[identities.rows_N] = np.arange(identities.num_rows)
     begins_B = identities.offsets_I1[ids_B]
     lead_places_BL = places_N[blocks.leads_BL] - begins_B[:, None]
     lead_places_BL[blocks.leads_BL < 0] = np.iinfo(np.int64).max
@@ -171,7 +189,9 @@ def _fill(blocks: _Blocks, identities: IdentityTable, keys: RoundSeed) -> I64:
     rows_BW = np.full_like(picks_BW, -1)
     picked_BW = picks_BW >= 0
     rows_BW[picked_BW] = identities.rows_N[(begins_B[:, None] + places_BW)[picked_BW]]
-    return np.concatenate((blocks.leads_BL, rows_BW), axis=1)
+    rows_BW = np.concatenate((blocks.leads_BL, rows_BW), axis=1)
+    present_BW = rows_BW >= 0
+    return rows_BW[present_BW], np.count_nonzero(present_BW, axis=1)
 
 
 def _pick_distinct(blocks: _Blocks, spare_B: I64, wanted_B: I64, keys: RoundSeed) -> I64:

@@ -56,12 +56,12 @@ def apply_guards(task: MiningTask, pool: Pool) -> tuple[Pool, dict[str, int]]:
 def _keep(name: str, task: MiningTask, pool: Pool) -> npt.NDArray[np.bool_] | None:
     """Which entries a guard keeps; None where it is not configured."""
     anchors = task.anchors
-    identities_E = anchors.identities_A[pool.anchors_E]
     if name == "same_identity":
-        kept_E: npt.NDArray[np.bool_] = pool.identities_E != identities_E
+        kept_E: npt.NDArray[np.bool_] = pool.identities_E != anchors.identities_A[pool.anchors_E]
         return kept_E
     if name == "quarantine":
-        kin_E: npt.NDArray[np.bool_] = pool.kin_E != task.kin_I[identities_E]
+        own_E = task.kin_I[anchors.identities_A[pool.anchors_E]]
+        kin_E: npt.NDArray[np.bool_] = pool.kin_E != own_E
         return kin_E
     limit: float | None = getattr(task.config, name)
     if limit is None:

@@ -18,6 +18,7 @@ from miner.core.assign import Caps
 from miner.core.config import SelectionConfig
 from miner.core.groups import Negatives, build_groups
 from miner.core.pool import Anchors
+from miner.core.ragged import rank_in_runs
 from miner.core.report import Notes, SelectionReport, describe_selection
 from miner.core.rng import RoundSeed, Stream, draw_bits
 from miner.errors import SelectionError
@@ -99,9 +100,8 @@ class Ledger:
     def give(self, negatives: Negatives) -> None:
         """Enter further negatives; those of one anchor have distinct, new identities."""
         negatives = negatives.take(np.argsort(negatives.anchors_T, kind="stable"))
-        starts_T = np.searchsorted(negatives.anchors_T, negatives.anchors_T)
-        free_T = self.held_AM.shape[1] - self.count_missing()[negatives.anchors_T]
-        slots_T = free_T + np.arange(len(starts_T)) - starts_T
+        num_held_T = self.held_AM.shape[1] - self.count_missing()[negatives.anchors_T]
+        slots_T = num_held_T + rank_in_runs(negatives.anchors_T)
         identities_T = self.identities.identity_ids_N[negatives.rows_T]
         self.held_AM[negatives.anchors_T, slots_T] = self.kin_I[identities_T]
         np.add.at(self.uses_N, negatives.rows_T, 1)

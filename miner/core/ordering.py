@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -40,16 +42,18 @@ def stable_order(keys_n: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def segment_order(
-    owners_n: npt.NDArray[np.int64], keys_n: npt.NDArray[np.int32] | npt.NDArray[np.float64]
+    owners_n: npt.NDArray[np.int64],
+    keys_n: npt.NDArray[np.int32] | npt.NDArray[np.int64] | npt.NDArray[np.float64],
 ) -> npt.NDArray[np.int64]:
     """The stable order by (owner, key), where owners ascend already.
 
     Args:
         owners_n: [n] int64 ascending.
-        keys_n: [n] float64 without NaN, or int32 >= 0.
+        keys_n: [n] float64 without NaN, or integers >= 0.
 
     Cost: each owner's keys are sorted as a row of a matrix as wide as the longest: for rows of
-        about equal length five to twenty times faster than one sort of all.
+        about equal length five to twenty times faster than one sort of all. Integers that fit into
+        31 or 63 bits together with their position sort several times faster than others.
 
     Example:
         >>> segment_order(np.array([0, 0, 0, 4, 4]), np.array([2.0, 1.0, 2.0, 9.0, 3.0])).tolist()
@@ -61,16 +65,28 @@ def segment_order(
     counts = np.diff(starts, append=len(owners_n))
     width = int(counts.max())
     inside = np.arange(width) < counts[:, None]
-    if keys_n.dtype == np.float64:
-        rows = np.full(inside.shape, np.inf)
-        rows[inside] = keys_n
-        places = np.argsort(rows, axis=1, kind="stable")  # what fills up stands last in its row
-    else:
-        shift = width.bit_length()
-        packed = np.full(inside.shape, np.iinfo(np.int64).max)
-        position = np.broadcast_to(np.arange(width), inside.shape)[inside]
-        packed[inside] = keys_n.astype(np.int64) << shift | position
-        packed.sort(axis=1)
-        places = packed & ((1 << shift) - 1)
+    places = _places_in_rows(keys_n, inside)
     order_n: npt.NDArray[np.int64] = (places + starts[:, None])[inside]
     return order_n
+
+
+def _places_in_rows(
+    keys_n: npt.NDArray[np.int32] | npt.NDArray[np.int64] | npt.NDArray[np.float64],
+    inside: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.signedinteger[Any]]:
+    """The stable argsort of each row of the matrix that holds the keys where it is ``inside``."""
+    if keys_n.dtype != np.float64:
+        shift = inside.shape[1].bit_length()
+        bits = shift + int(keys_n.max()).bit_length()
+        if bits < 64:
+            dtype: np.dtype[Any] = np.dtype(np.int32 if bits < 32 else np.int64)
+            packed = np.full(inside.shape, np.iinfo(dtype).max, dtype)
+            packed[inside] = keys_n.astype(dtype) << shift
+            packed |= np.arange(inside.shape[1], dtype=dtype)
+            packed.sort(axis=1)
+            packed &= (1 << shift) - 1
+            return packed
+    last = np.inf if keys_n.dtype == np.float64 else np.iinfo(np.int64).max
+    rows = np.full(inside.shape, last)
+    rows[inside] = keys_n
+    return np.argsort(rows, axis=1, kind="stable")  # what fills up stands last in its row

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.core.config import SelectionConfig
+from miner.core.parallel import cut, do_blocks
 from miner.core.rng import RoundSeed
 from miner.errors import SelectionError
 from miner.types import Candidates, IdentityTable
@@ -76,7 +77,6 @@ class Pool:
         identities_E: [E] int32.
         kin_E: [E] int32, the same number for identities that count as one.
         similarities_E: [E] float32, ``s_an``.
-        hardness_E: [E] float32, ``s_an - s_ap``.
     """
 
     anchors_E: I64
@@ -84,7 +84,6 @@ class Pool:
     identities_E: npt.NDArray[np.int32]
     kin_E: npt.NDArray[np.int32]
     similarities_E: F32
-    hardness_E: F32
 
     def take(self, chosen: npt.NDArray[np.bool_] | I64) -> Pool:
         """The entries under a mask, or at the given positions in that order."""
@@ -98,9 +97,8 @@ def check_candidates(candidates: Candidates, num_rows: int) -> None:
         SelectionError: If a candidate is not a row of the catalog, a similarity is not finite, or
             the candidates of an anchor do not stand nearest first; names the first anchors.
     """
-    block = max(1, _BLOCK_ENTRIES // max(1, candidates.row_ids_AK.shape[1]))
-    for begin in range(0, len(candidates.anchor_ids_A), block):
-        part = slice(begin, begin + block)
+
+    def work(part: slice) -> None:
         ids_a, rows_aK = candidates.anchor_ids_A[part], candidates.row_ids_AK[part]
         similarities_aK = candidates.similarities_AK[part]
         real_aK = rows_aK != -1
@@ -112,6 +110,9 @@ def check_candidates(candidates: Candidates, num_rows: int) -> None:
         disorder_aK = real_aK[:, 1:] & ~in_order_aK
         _refuse(disorder_aK, ids_a, "candidates that do not stand nearest first")
 
+    block = max(1, _BLOCK_ENTRIES // max(1, candidates.row_ids_AK.shape[1]))
+    do_blocks(work, cut(len(candidates.anchor_ids_A), block))
+
 
 def read_pool(task: MiningTask, anchors_a: I64) -> Pool:
     """The candidates of the anchors at ``anchors_a``, without the padding."""
@@ -121,10 +122,9 @@ def read_pool(task: MiningTask, anchors_a: I64) -> Pool:
     real_aK = rows_aK != -1
     anchors_E = np.repeat(anchors_a, real_aK.sum(1))
     rows_E, similarities_E = rows_aK[real_aK], similarities_aK[real_aK]
-    hardness_E = similarities_E - task.anchors.similarities_ap_A[anchors_E]
     identities_E = task.identities.identity_ids_N[rows_E]
     kin_E = task.kin_I[identities_E]
-    return Pool(anchors_E, rows_E, identities_E, kin_E, similarities_E, hardness_E)
+    return Pool(anchors_E, rows_E, identities_E, kin_E, similarities_E)
 
 
 def _refuse(broken_aK: npt.NDArray[np.bool_], ids_a: I64, fault: str) -> None:

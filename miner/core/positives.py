@@ -6,7 +6,7 @@ anchor and another sample of its identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.core.config import SelectionConfig
+from miner.core.parallel import do_blocks
 from miner.core.ragged import bounded_blocks, ragged_arange
 from miner.core.rng import Stream, draw_below, draw_bits, stream_key
 from miner.core.similarities import pair_similarities
@@ -22,7 +23,7 @@ from miner.types import IdentityTable
 
 __all__ = ["choose_positives", "guard_similarities", "random_positives"]
 
-_BLOCK_PAIRS = 1 << 20
+_BLOCK_PAIRS = 1 << 17
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -86,8 +87,8 @@ def choose_positives(  # noqa: PLR0913 - what the result is a function of
         SelectionError: If an anchor's identity has no other sample, or a similarity is not finite;
             the text names the first anchors.
 
-    Cost: O(A D) time for ``random``, else O(P (D + log P)); memory is bounded by about 2**20 pairs
-        or one identity's rows, whichever is more.
+    Cost: O(A D) time for ``random``, else O(P (D + log P)); memory is bounded by about 2**17 pairs
+        or one identity's rows, whichever is more, in each thread.
     Source: Hermans et al., In defense of the triplet loss (2017), for the hardest; percentiles, in
         place of the hardest, are ours. Xuan et al., Improved embeddings with easy positive triplet
         mining (2020), for easiest and semi-hard positives.
@@ -99,13 +100,16 @@ def choose_positives(  # noqa: PLR0913 - what the result is a function of
         return positive_ids_A, similarities_ap_A
     positive_ids_A = np.empty(len(anchor_ids_A), np.int64)
     similarities_ap_A = np.empty(len(anchor_ids_A), np.float32)
-    for pairs in _all_pairs(embeddings_ND, identities, anchor_ids_A):
+
+    def pick(pairs: _Pairs) -> None:
         owner = np.repeat(np.arange(len(pairs.counts_A)), pairs.counts_A)
         order_P = np.lexsort((pairs.rows_P, pairs.similarities_P, owner))
         ranked = _Ranked(pairs.similarities_P[order_P], pairs.begins_A, pairs.counts_A)
         picked = order_P[pairs.begins_A + _PICKERS[config.positive](ranked, config)]
         positive_ids_A[pairs.part] = pairs.rows_P[picked]
         similarities_ap_A[pairs.part] = pairs.similarities_P[picked]
+
+    _for_all_pairs(pick, embeddings_ND, identities, anchor_ids_A)
     return positive_ids_A, similarities_ap_A
 
 
@@ -125,13 +129,16 @@ def guard_similarities(
     Cost: O(P D) time, memory as :func:`choose_positives`.
     """
     similarities_A = np.empty(len(anchor_ids_A), np.float32)
-    for pairs in _all_pairs(embeddings_ND, identities, anchor_ids_A):
+
+    def reduce(pairs: _Pairs) -> None:
         if rule == "mean":
             sums_A = np.add.reduceat(pairs.similarities_P, pairs.begins_A, dtype=np.float64)
             similarities_A[pairs.part] = sums_A / pairs.counts_A
         else:
             extreme = np.minimum if rule == "min" else np.maximum
             similarities_A[pairs.part] = extreme.reduceat(pairs.similarities_P, pairs.begins_A)
+
+    _for_all_pairs(reduce, embeddings_ND, identities, anchor_ids_A)
     return similarities_A
 
 
@@ -148,18 +155,22 @@ def random_positives(
     return _other_row(identities, anchor_ids_A, draw_below(bits_A, others_A))
 
 
-def _all_pairs(
-    embeddings_ND: F32, identities: IdentityTable, anchor_ids_A: I64
-) -> Iterator[_Pairs]:
+def _for_all_pairs(
+    use: Callable[[_Pairs], None], embeddings_ND: F32, identities: IdentityTable, anchor_ids_A: I64
+) -> None:
+    """Show all pairs, block by block, to a function that may be called by several threads."""
     others_A = _count_others(identities, anchor_ids_A)
-    for part in bounded_blocks(others_A, _BLOCK_PAIRS):
+
+    def work(part: slice) -> None:
         position, owner = ragged_arange(others_A[part])
         anchors_P = anchor_ids_A[part][owner]
         rows_P = _other_row(identities, anchors_P, position)
         similarities_P = pair_similarities(embeddings_ND, anchors_P, rows_P)
         _require_finite(similarities_P, anchors_P)
         begins_A = np.cumsum(others_A[part]) - others_A[part]
-        yield _Pairs(part, rows_P, similarities_P, begins_A, others_A[part])
+        use(_Pairs(part, rows_P, similarities_P, begins_A, others_A[part]))
+
+    do_blocks(work, bounded_blocks(others_A, _BLOCK_PAIRS))
 
 
 def _hardest(ranked: _Ranked, _: SelectionConfig) -> I64:

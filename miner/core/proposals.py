@@ -16,13 +16,16 @@ import numpy.typing as npt
 from miner.core.compose import compose
 from miner.core.guards import apply_guards
 from miner.core.ordering import segment_order
+from miner.core.parallel import cut, do_blocks, map_blocks
 from miner.core.pool import MiningTask, Pool, read_pool
+from miner.core.ragged import rank_in_runs
 from miner.core.strategies import identity_groups, prefer
 from miner.types import Tier
 
 __all__ = ["OUTSIDE_STRATEGY", "Proposals", "collect_proposals"]
 
-_BLOCK_ENTRIES = 1 << 19
+_BLOCK_ENTRIES = 1 << 17
+_BLOCK_ANCHORS = 1 << 11
 OUTSIDE_STRATEGY = "outside_strategy"
 """The name under which candidates are counted that pass all guards but not the strategy."""
 
@@ -43,7 +46,8 @@ class Proposals:
         similarities_P: [P] float32.
         steps_P: [P] int16 or int32, how far on the same anchor's next proposal to the same identity
             is; 0 if there is none. Identities that count as one are the same.
-        leads_P: [P] bool, whether it is the anchor's first proposal to its identity.
+        leads_P: [P] bool, whether it is the anchor's first proposal to its identity, and not
+            closed.
     """
 
     offsets_A1: I64
@@ -52,6 +56,23 @@ class Proposals:
     similarities_P: npt.NDArray[np.float32]
     steps_P: Ints
     leads_P: npt.NDArray[np.bool_]
+
+    def close(self, held_AM: npt.NDArray[np.int32], kin_I: npt.NDArray[np.int32]) -> None:
+        """Let no anchor propose to an identity that it holds; as :func:`collect_proposals` would.
+
+        Args:
+            held_AM: [A, M] int32 identities that anchors hold by now, as there.
+            kin_I: [I] int32, the lowest of the identities that count as one with this one.
+        """
+
+        def work(part: slice) -> None:
+            offsets_a1 = self.offsets_A1[part.start : part.stop + 1]
+            entries = slice(offsets_a1[0], offsets_a1[-1])
+            kin_E, counts_a = kin_I[self.identities_P[entries]], np.diff(offsets_a1)
+            for held_a in held_AM[part].T:
+                self.leads_P[entries] &= kin_E != np.repeat(held_a, counts_a)
+
+        do_blocks(work, cut(len(held_AM), _BLOCK_ANCHORS))
 
 
 def collect_proposals(
@@ -70,26 +91,30 @@ def collect_proposals(
         The proposals, in the order of strategy and composition, and how many candidates each guard
         and the strategy removed.
 
-    Cost: O(a K log K) time; beside the result about 2**19 candidates are held at a time.
+    Cost: O(a K log K) time; beside the result about 2**17 candidates are held in each thread.
     """
-    counts: Counter[str] = Counter()
-    blocks: list[_Columns] = []
     counts_A = np.zeros(len(task.anchors.ids_A), np.int64)
-    num_candidates = max(1, task.candidates.row_ids_AK.shape[1])
-    rows = max(1, _BLOCK_ENTRIES // num_candidates)
-    for begin in range(0, len(anchors_a), rows):
-        pool = read_pool(task, anchors_a[begin : begin + rows])
+
+    def work(part: slice) -> tuple[_Columns, dict[str, int]]:
+        pool = read_pool(task, anchors_a[part])
         pool, dropped = apply_guards(task, pool)
-        pool, num_outside = _in_order(task, pool, tier, held_AM)
+        pool, dropped[OUTSIDE_STRATEGY] = _in_order(task, pool, tier, held_AM)
+        np.add.at(counts_A, pool.anchors_E, 1)  # those of this block only
+        return _with_links(task, pool), dropped
+
+    width = max(1, task.candidates.row_ids_AK.shape[1])
+    counts: Counter[str] = Counter()
+    columns: list[npt.NDArray[Any]] = []
+    end = 0
+    for block, dropped in map_blocks(work, cut(len(anchors_a), max(1, _BLOCK_ENTRIES // width))):
         counts.update(dropped)
-        counts[OUTSIDE_STRATEGY] += num_outside
-        np.add.at(counts_A, pool.anchors_E, 1)
-        blocks.append(_with_links(task, pool))
+        # Room for every candidate: what is never written to takes no memory.
+        columns = columns or [np.empty(len(anchors_a) * width, part.dtype) for part in block]
+        begin, end = end, end + len(block[0])
+        for column, part in zip(columns, block, strict=True):
+            column[begin:end] = part
     offsets_A1 = np.concatenate(([0], np.cumsum(counts_A))).astype(np.int64)
-    columns = [list(column) for column in zip(*blocks, strict=True)]
-    del blocks
-    # Each column's blocks are let go as soon as they are joined.
-    return Proposals(offsets_A1, *(np.concatenate(columns.pop(0)) for _ in range(5))), counts
+    return Proposals(offsets_A1, *(column[:end] for column in columns)), counts
 
 
 def _in_order(
@@ -102,26 +127,29 @@ def _in_order(
         wanted_E = wanted_E & ~(held_AM[pool.anchors_E] == pool.kin_E[:, None]).any(1)
     num_outside = len(wanted_E) - int(np.count_nonzero(preference.in_band_E))
     pool, keys_E = pool.take(wanted_E), preference.keys_E[wanted_E]
+    if task.config.is_without_bounds:  # no proposal is refused, so none follows to an identity
+        firsts = _most_preferred(pool, keys_E)
+        pool, keys_E = pool.take(firsts), keys_E[firsts]
     if keys_E.any():
         pool = pool.take(segment_order(pool.anchors_E, keys_E))
     if tier is Tier.STRATEGY and task.config.composition != "star":
         pool = compose(task, pool)
     if task.config.is_without_bounds:
-        pool = pool.take(_enough_without_caps(pool, task.config.negatives_per_group))
+        pool = pool.take(rank_in_runs(pool.anchors_E) < task.config.negatives_per_group)
     return pool, num_outside
 
 
-def _enough_without_caps(pool: Pool, num_negatives: int) -> npt.NDArray[np.bool_]:
-    """No proposal is refused without caps: an anchor needs its first M identities only."""
+def _most_preferred(pool: Pool, keys_E: npt.NDArray[np.float64] | I64) -> I64:
+    """[n] int64 ascending, of each anchor and identity the entry that comes first in a list."""
     order_E, position_E = identity_groups(pool)
-    leads_E = np.zeros(len(order_E), np.bool_)
-    leads_E[order_E] = position_E == 0
-    count_E = np.cumsum(leads_E)
-    before_E = np.where(leads_E, count_E - 1, count_E)
-    run_starts = np.flatnonzero(np.diff(pool.anchors_E, prepend=-1))
-    base_E = np.repeat(before_E[run_starts], np.diff(run_starts, append=len(leads_E)))
-    enough_E: npt.NDArray[np.bool_] = leads_E & (count_E - base_E <= num_negatives)
-    return enough_E
+    if not keys_E.any():
+        return np.sort(order_E[position_E == 0])
+    starts = np.flatnonzero(position_E == 0)
+    lengths = np.diff(starts, append=len(order_E))
+    keys_E = keys_E[order_E]
+    best = np.flatnonzero(keys_E == np.repeat(np.minimum.reduceat(keys_E, starts), lengths))
+    nearest = np.diff((best - position_E[best]), prepend=-1) != 0  # the first best one of its run
+    return np.sort(order_E[best[nearest]])
 
 
 def _with_links(task: MiningTask, pool: Pool) -> _Columns:

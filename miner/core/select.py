@@ -7,6 +7,7 @@ A = anchors, K = candidates per anchor, M = negatives per anchor, T = triplets.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -102,7 +103,7 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
             anchor has no positive, or no group can be made; says which rule removed how many.
 
     Cost: O(A K log K) time. Memory beside the candidates: without caps and floors half as much
-        again, with them two to three times as much, since every anchor's whole list is kept.
+        again, with them up to twice as much, since every anchor's whole list is kept.
     Source: the tiers of underfill are ours; what they assign, that of the parts.
     """
     if config.strategy == "random":
@@ -114,11 +115,9 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
     task = MiningTask(candidates, embeddings_ND, identities, config, keys, anchors, nothing.kin())
     task, notes = _guided(task, guidance or Guidance(nothing))
     ledger = Ledger(anchors, identities, config, keys, task.kin_I)
-    for caps in ledger.floors_and_caps():
-        dropped = _mine(task, ledger, Tier.STRATEGY, caps)
-        notes.dropped = notes.dropped or dropped  # the first look is at all candidates
+    notes.dropped = _mine(task, ledger, Tier.STRATEGY, ledger.floors_and_caps())
     if config.underfill != "drop":
-        _mine(task, ledger, Tier.RELAXED, ledger.caps())
+        _mine(task, ledger, Tier.RELAXED, [ledger.caps()])
     lacking_A = ledger.demands()
     _deal(ledger, embeddings_ND)
     notes.shortfalls = explain_shortfalls(task, ledger, lacking_A)
@@ -209,23 +208,34 @@ def _guided(task: MiningTask, guidance: Guidance) -> tuple[MiningTask, Notes]:
     return task, notes
 
 
-def _mine(task: MiningTask, ledger: Ledger, tier: Tier, caps: Caps) -> Counter[str]:
-    """Assign candidates to the anchors that need some; returns what guards and strategy removed."""
-    demands_A = ledger.demands()
-    needy = np.flatnonzero(demands_A)
-    if not len(needy):
-        return Counter()
-    proposals, dropped = collect_proposals(task, needy, tier, ledger.held_AM)
-    accepted = assign(proposals, demands_A, task.anchors.similarities_ap_A, caps)
-    ledger.give(
-        Negatives(
-            anchors_T=np.searchsorted(proposals.offsets_A1, accepted, side="right") - 1,
-            rows_T=proposals.rows_P[accepted].astype(np.int64),
-            similarities_T=proposals.similarities_P[accepted],
-            tiers_T=np.full(len(accepted), tier, np.uint8),
+def _mine(task: MiningTask, ledger: Ledger, tier: Tier, bounds: Iterable[Caps]) -> Counter[str]:
+    """Assign candidates to the anchors that need some, up to one bound after the other.
+
+    Returns what guards and strategy removed for the first bound, of all these anchors' candidates.
+    """
+    proposals, removed = None, Counter[str]()
+    for caps in bounds:
+        demands_A = ledger.demands()
+        needy = np.flatnonzero(demands_A)
+        if not len(needy):
+            break
+        if task.config.composition != "star":
+            proposals = None  # a list is composed of what its anchor does not hold
+        if proposals is None:
+            proposals, dropped = collect_proposals(task, needy, tier, ledger.held_AM)
+            removed = removed or dropped
+        else:
+            proposals.close(ledger.held_AM, task.kin_I)
+        accepted = assign(proposals, demands_A, task.anchors.similarities_ap_A, caps)
+        ledger.give(
+            Negatives(
+                anchors_T=np.searchsorted(proposals.offsets_A1, accepted, side="right") - 1,
+                rows_T=proposals.rows_P[accepted].astype(np.int64),
+                similarities_T=proposals.similarities_P[accepted],
+                tiers_T=np.full(len(accepted), tier, np.uint8),
+            )
         )
-    )
-    return dropped
+    return removed
 
 
 def _deal(ledger: Ledger, embeddings_ND: F32 | None) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from miner.core.guards import apply_guards
 from miner.core.ledger import Ledger
+from miner.core.parallel import cut, map_blocks
 from miner.core.pool import MiningTask, Pool, read_pool
 from miner.core.strategies import identity_groups, prefer
 
@@ -20,7 +21,7 @@ __all__ = ["IDENTITIES", "explain_shortfalls"]
 IDENTITIES = "identities"
 """The reason of anchors that even random identities could not fill up."""
 
-_BLOCK_ENTRIES = 1 << 19
+_BLOCK_ENTRIES = 1 << 17
 
 
 def explain_shortfalls(
@@ -49,9 +50,9 @@ def explain_shortfalls(
     short = np.flatnonzero(mined_A)
     needed_A = task.config.negatives_per_group - ledger.random_slots_A
     counts = Counter({IDENTITIES: int(np.count_nonzero(is_short_A & ~mined_A))})
-    block = max(1, _BLOCK_ENTRIES // max(1, task.candidates.row_ids_AK.shape[1]))
-    for begin in range(0, len(short), block):
-        anchors = short[begin : begin + block]
+
+    def work(part: slice) -> Counter[str]:
+        anchors, reasons = short[part], Counter[str]()
         pool = read_pool(task, anchors)
         # As guards would: a candidate of the anchor's own identity is none.
         others = pool.take(pool.identities_E != task.anchors.identities_A[pool.anchors_E])
@@ -62,9 +63,14 @@ def explain_shortfalls(
         unexplained = np.ones(len(anchors), np.bool_)
         for reason, left in stages.items():
             too_few = unexplained & (_count_identities(left, anchors) < needed_A[anchors])
-            counts[reason] += int(np.count_nonzero(too_few))
+            reasons[reason] = int(np.count_nonzero(too_few))
             unexplained &= ~too_few
-        counts["caps"] += int(np.count_nonzero(unexplained))
+        reasons["caps"] = int(np.count_nonzero(unexplained))
+        return reasons
+
+    block = max(1, _BLOCK_ENTRIES // max(1, task.candidates.row_ids_AK.shape[1]))
+    for reasons in map_blocks(work, cut(len(short), block)):
+        counts.update(reasons)
     return {reason: count for reason, count in counts.items() if count}
 
 

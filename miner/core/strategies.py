@@ -28,12 +28,12 @@ class Preference:
 
     Attributes:
         in_band_E: [E] bool, what the strategy wants; the rest is for underfill only.
-        keys_E: [E] float64, ascending preference within an anchor and within or outside the band;
-            equal keys leave the nearest first.
+        keys_E: [E] float64 or int64, ascending preference within an anchor and within or outside
+            the band; equal keys leave the nearest first.
     """
 
     in_band_E: npt.NDArray[np.bool_]
-    keys_E: npt.NDArray[np.float64]
+    keys_E: npt.NDArray[np.float64] | I64
 
 
 def prefer(task: MiningTask, pool: Pool) -> Preference:
@@ -76,12 +76,17 @@ def identity_groups(pool: Pool) -> tuple[I64, I64]:
     Example:
         >>> anchors, ids = np.array([0, 0, 0, 1]), np.array([5, 4, 5, 5], np.int32)
         >>> nothing = np.zeros(4, np.float32)
-        >>> both = identity_groups(Pool(anchors, np.arange(4), ids, ids, nothing, nothing))
+        >>> both = identity_groups(Pool(anchors, np.arange(4), ids, ids, nothing))
         >>> [part.tolist() for part in both]
         [[1, 0, 2, 3], [0, 0, 1, 0]]
     """
     order_E = segment_order(pool.anchors_E, pool.kin_E)
-    return order_E, rank_in_runs(pool.anchors_E[order_E] << 32 | pool.kin_E[order_E])
+    return order_E, rank_in_runs(pool.anchors_E << 32 | pool.kin_E[order_E])
+
+
+def _hardness(task: MiningTask, pool: Pool) -> npt.NDArray[np.float32]:
+    """[E] float32, ``s_an - s_ap``."""
+    return pool.similarities_E - task.anchors.similarities_ap_A[pool.anchors_E]
 
 
 def _hardest(_: MiningTask, pool: Pool) -> Preference:
@@ -89,7 +94,7 @@ def _hardest(_: MiningTask, pool: Pool) -> Preference:
 
 
 def _semi_hard(task: MiningTask, pool: Pool) -> Preference:
-    hardness_E = pool.hardness_E
+    hardness_E = _hardness(task, pool)
     in_band_E = (hardness_E < 0) & (hardness_E > -task.config.margin)
     outside_E = np.where(hardness_E >= 0, hardness_E, -task.config.margin - hardness_E)
     return Preference(in_band_E, np.where(in_band_E, 0.0, outside_E.astype(np.float64)))
@@ -99,13 +104,12 @@ def _rank_window(task: MiningTask, pool: Pool) -> Preference:
     first_E, rank_E = _identity_ranks(pool)
     start, stop = task.config.window_start, task.config.window_stop
     in_band_E = (rank_E >= start) & (rank_E < stop)
-    keys_E = np.where(rank_E < start, start - rank_E, rank_E - (stop - 1)).astype(np.float64)
+    keys_E = np.where(rank_E < start, start - rank_E, rank_E - (stop - 1))
     # One draw for an identity, by its nearest row; its other rows go with it.
     leads = np.flatnonzero(in_band_E & (first_E == np.arange(len(first_E))))
     anchors, rows = task.anchors.ids_A[pool.anchors_E[leads]], pool.rows_E[leads]
     keys_E[leads] = draw_bits(task.keys.key(Stream.WINDOW), anchors, rows) >> 11
-    keys_E[in_band_E] = keys_E[first_E[in_band_E]]
-    return Preference(in_band_E, keys_E)
+    return Preference(in_band_E, keys_E[first_E])
 
 
 def _distance_weighted(task: MiningTask, pool: Pool) -> Preference:
@@ -122,7 +126,7 @@ def _distance_weighted(task: MiningTask, pool: Pool) -> Preference:
 
 def _simans(task: MiningTask, pool: Pool) -> Preference:
     everything_E = np.ones(len(pool.rows_E), np.bool_)
-    off_E = pool.hardness_E.astype(np.float64) - task.config.simans_offset
+    off_E = _hardness(task, pool).astype(np.float64) - task.config.simans_offset
     log_weights_E = -task.config.simans_sharpness * off_E**2
     return Preference(everything_E, _drawn(task, pool, everything_E, log_weights_E, log_weights_E))
 
@@ -143,7 +147,7 @@ def _drawn(
 
 
 def _curriculum(task: MiningTask, pool: Pool) -> Preference:
-    off_E = np.abs(pool.hardness_E - np.float32(task.target_hardness))
+    off_E = np.abs(_hardness(task, pool) - np.float32(task.target_hardness))
     return Preference(off_E <= task.config.margin, off_E.astype(np.float64))
 
 
@@ -155,8 +159,9 @@ def _identity_ranks(pool: Pool) -> tuple[I64, I64]:
     leads_E = first_E == np.arange(len(first_E))
     count_E = np.cumsum(leads_E) - 1
     # Entries stand by anchor: ranks start again at the first entry of each one.
-    start_E = np.arange(len(first_E)) - rank_in_runs(pool.anchors_E)
-    return first_E, count_E[first_E] - count_E[start_E]
+    starts = np.flatnonzero(np.diff(pool.anchors_E, prepend=-1))
+    before_E = np.repeat(count_E[starts], np.diff(starts, append=len(first_E)))
+    return first_E, count_E[first_E] - before_E
 
 
 _STRATEGIES: dict[str, Callable[[MiningTask, Pool], Preference]] = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
+from miner.core.parallel import do_blocks
 from miner.core.ragged import bounded_blocks
 from miner.types import IdentityTable
 
@@ -79,7 +80,7 @@ def compare_pairs(
         shown: The samples to look at of each identity.
         copy_similarity: From which on a sample is a copy of another.
 
-    Cost: O(Q W^2 D) time, some 50 MB at a time.
+    Cost: O(Q W^2 D) time, some 50 MB in each thread.
     """
     copy = np.float32(copy_similarity)
     left_Q, right_Q = np.divmod(keys_Q, shown.num_identities)
@@ -87,10 +88,13 @@ def compare_pairs(
     rows_Q = num_left_Q + num_right_Q
     hits_Q, similarity_Q = np.empty(len(keys_Q)), np.empty(len(keys_Q))
     num_mutual_Q, num_copies_Q = np.empty((2, len(keys_Q)), np.int64)
-    for part in _blocks_of_alike(rows_Q, embeddings_ND.shape[1]):
+
+    def work(part: I64) -> None:
         pair = _PairBlock.gather(shown, left_Q[part], right_Q[part])
         found = pair.compare(embeddings_ND, copy)
         hits_Q[part], num_mutual_Q[part], num_copies_Q[part], similarity_Q[part] = found
+
+    do_blocks(work, _blocks_of_alike(rows_Q, embeddings_ND.shape[1]))
     return Suspicion(
         left_Q=left_Q,
         right_Q=right_Q,
@@ -149,14 +153,16 @@ class _PairBlock:
         inside_QW = self.rows_QW >= 0
         vectors_QWD = embeddings_ND[self.rows_QW]
         similar_QWW = vectors_QWD @ vectors_QWD.transpose(0, 2, 1)
-        outside_QWW = ~(inside_QW[:, :, None] & inside_QW[:, None, :])
-        outside_QWW |= np.eye(inside_QW.shape[1], dtype=np.bool_)
-        similar_QWW[outside_QWW] = -np.inf
+        similar_QWW[~inside_QW] = -np.inf
+        similar_QWW.transpose(0, 2, 1)[~inside_QW] = -np.inf
+        np.einsum("qww->qw", similar_QWW)[:] = -np.inf  # nothing is its own neighbour
         across_QWW = self.is_right_QW[:, :, None] != self.is_right_QW[:, None, :]
-        nearest_QWW = (similar_QWW >= similar_QWW.max(2, keepdims=True) - TIE) & ~outside_QWW
+        best_QW = similar_QWW.max(2)
+        nearest_QWW = similar_QWW >= np.where(best_QW > -np.inf, best_QW - TIE, np.inf)[:, :, None]
+        nearest_across_QWW = nearest_QWW & across_QWW
         num_nearest_QW = np.maximum(nearest_QWW.sum(2), 1)
-        hits_Q = ((nearest_QWW & across_QWW).sum(2) / num_nearest_QW).sum(1)
-        mutual_QWW = nearest_QWW & nearest_QWW.transpose(0, 2, 1) & across_QWW
+        hits_Q = (nearest_across_QWW.sum(2) / num_nearest_QW).sum(1)
+        mutual_QWW = nearest_across_QWW & nearest_QWW.transpose(0, 2, 1)
         num_mutual_Q = (mutual_QWW.any(2) & ~self.is_right_QW).sum(1)
         best_QW = np.where(across_QWW, similar_QWW, -np.inf).max(2)
         has_copy_QW = (best_QW >= copy) & inside_QW

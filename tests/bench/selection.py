@@ -4,9 +4,9 @@
 
 Each run is a fresh process that loads the candidates, sums both of their arrays five times (the
 yardstick is the median), and calls ``select_groups`` once. Wall time is that of the machine as it
-is; processor time hardly depends on what else runs, and most of selection runs on one core. Memory
-is the peak of the resident set during the call less what was resident before it, so the groups that
-come out are counted. Candidates are real neighbours of clustered vectors (see ``vectors.py``),
+is, with the threads of selection side by side; processor time adds them up. Memory is the peak of
+the resident set during the call less what was resident before it, so the groups that come out are
+counted. Candidates are real neighbours of clustered vectors (see ``vectors.py``),
 found by an inverted file with few probes. With ``--configs`` the figures of the others stay in the
 results as they are: ``tests/bench/results/selection.{json,md}``.
 """
