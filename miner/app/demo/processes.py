@@ -70,11 +70,14 @@ class ProcessTree(subprocess.Popen[bytes]):
         return {pid for pid in found if not _is_zombie(pid)}
 
     def kill_all(self) -> None:
-        """SIGKILL to every member, until none is left."""
-        while members := self.members():
+        """SIGKILL to every member, until none is left; returns when all of them have ended."""
+        killed: set[int] = set()
+        # Who is on the way out has no environment any more, but may still hold files and ports.
+        while (members := self.members()) or not all(map(_is_zombie, killed)):
             for pid in members:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            killed |= members
             time.sleep(0.02)
         self.wait()
 
