@@ -158,13 +158,14 @@ class ListSearch:
         return self._warm
 
     def describe(self) -> dict[str, int | float | str]:
-        """What the manifest says: lists, probes, axes, and whether they were taken over."""
+        """What the manifest says: lists, probes, axes, and whether an earlier search helped."""
         assert self._join is not None, "prepare comes first"
         return {
             "kind": "ivfpq" if self._is_coded else "ivf",
             "num_lists": self._join.centroids.num_lists,
             "num_probes": self._num_probes,
             "num_axes": self._join.centroids.projection.num_axes,
+            "start": "cold" if self._warm is None else "warm",
         }
 
     def _proposed(self) -> Iterator[Centroids]:

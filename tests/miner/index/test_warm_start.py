@@ -38,6 +38,7 @@ def test_after_a_slight_move_fewer_probes_reach_the_same_recall(made):
     warm, found = searched(rows, made.identity_ids_N, first.warm_start)
     assert warm.recall.value >= 0.93
     assert warm.description["num_probes"] < cold.description["num_probes"] / 2
+    assert (cold.description["start"], warm.description["start"]) == ("cold", "warm")
     assert not (made.identity_ids_N[found.row_ids_AK] == made.identity_ids_N[:, None]).any()
     assert (np.diff(np.sort(found.row_ids_AK, axis=1), axis=1) > 0).all(), "no row twice"
 
