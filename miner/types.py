@@ -157,6 +157,21 @@ class Groups:
         }
         return Groups(**columns, row_offsets_G1=row_offsets, triplet_offsets_G1=triplet_offsets)
 
+    def between(self, first: int, stop: int) -> Groups:
+        """Groups ``first`` up to ``stop``, as views."""
+        rows = slice(self.row_offsets_G1[first], self.row_offsets_G1[stop])
+        triplets = slice(self.triplet_offsets_G1[first], self.triplet_offsets_G1[stop])
+        columns = {
+            f.name: getattr(self, f.name)[rows if f.name.endswith("_R") else triplets]
+            for f in fields(self)
+            if not f.name.endswith("_G1")
+        }
+        return Groups(
+            **columns,
+            row_offsets_G1=self.row_offsets_G1[first : stop + 1] - rows.start,
+            triplet_offsets_G1=self.triplet_offsets_G1[first : stop + 1] - triplets.start,
+        )
+
     @classmethod
     def concatenate(cls, parts: list[Groups]) -> Groups:
         """One list out of several, in order; ``parts`` must not be empty."""

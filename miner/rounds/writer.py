@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
+from miner.core.parallel import cut, map_blocks
 from miner.errors import RoundLogError, StaleWriterError
 from miner.rounds.chunks import encode_chunk
 from miner.rounds.config import RoundsConfig
@@ -126,20 +125,23 @@ class RoundWriter:
         return surplus
 
     def _write_chunks(self, building: Path, groups: Groups) -> Iterator[ChunkEntry]:
-        for number, first in enumerate(range(0, groups.num_groups, self._chunk_groups)):
-            stop = min(first + self._chunk_groups, groups.num_groups)
-            part = groups.take(np.arange(first, stop, dtype=np.int64))
-            content = encode_chunk(part)
-            name = f"chunk-{number:05d}.arrow"
+        """Several at once: one is encoded while the disk is waited for with another."""
+
+        def write(part: slice) -> ChunkEntry:
+            chunk = groups.between(part.start, part.stop)
+            content = encode_chunk(chunk)
+            name = f"chunk-{part.start // self._chunk_groups:05d}.arrow"
             write_file(building / name, content)
-            yield ChunkEntry(
+            return ChunkEntry(
                 file=name,
-                first_group=first,
-                num_groups=part.num_groups,
-                num_rows=part.num_rows,
+                first_group=part.start,
+                num_groups=chunk.num_groups,
+                num_rows=chunk.num_rows,
                 num_bytes=len(content),
                 sha256=hashlib.sha256(content).hexdigest(),
             )
+
+        return map_blocks(write, cut(groups.num_groups, self._chunk_groups))
 
     def _manifest(
         self, round_id: int, groups: Groups, draft: RoundDraft, chunks: tuple[ChunkEntry, ...]

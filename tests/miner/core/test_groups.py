@@ -1,5 +1,7 @@
 """How groups are filled up and laid out."""
 
+from dataclasses import fields
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,3 +126,14 @@ def test_group_order_is_not_that_of_the_rows():
     groups = build_groups(anchors, negatives, table, 2, KEYS)
     leaders = groups.row_ids_R[groups.row_offsets_G1[:-1]]
     assert leaders.tolist() != sorted(leaders.tolist())
+
+
+def test_groups_between_two_are_those_taken_one_by_one():
+    rng = np.random.default_rng(3)
+    table = make_world(3, [4, 2, 5, 3]).identities
+    anchors = make_anchors(table, rng.permutation(table.num_rows)[:9], rng)
+    groups = build_groups(anchors, make_negatives(table, anchors, rng, most=3), table, 3, KEYS)
+    for first, stop in ((0, groups.num_groups), (2, 5), (3, 3)):
+        taken, between = groups.take(np.arange(first, stop)), groups.between(first, stop)
+        for field in fields(groups):
+            assert np.array_equal(getattr(taken, field.name), getattr(between, field.name))
