@@ -1,6 +1,6 @@
 """Counter-based random numbers: a draw is a function of what it is for, never of what came before.
 
-Philox4x32-10 in NumPy, so that a draw for (anchor, candidate) is the same in any order and batch
+Philox4x32-10, so that a draw for (anchor, candidate) is the same in any order and batch
 of work, on any machine and with any NumPy release. It keeps no state and knows nothing of mining.
 """
 
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from miner.compiled import compiled, read_only
 
 __all__ = ["RoundSeed", "Stream", "draw_below", "draw_bits", "draw_gumbel", "stream_key"]
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-_BLOCK = 1 << 13
-"""Draws made at a time: the eight working arrays stay in the processor's cache."""
+_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_KEY_STEP_0, _KEY_STEP_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 U64 = npt.NDArray[np.uint64]
 
@@ -68,7 +69,7 @@ def stream_key(seed: int, round_id: int, stream: Stream, index: int = 0) -> int:
     """
     word = 1 << 32
     counter = (round_id % word, (round_id >> 32) % word, int(stream), index % word)
-    return int(_philox(seed % (1 << 64), *(np.array([part], np.uint64) for part in counter))[0])
+    return int(_philox(np.uint64(seed % (1 << 64)), *(np.uint64(part) for part in counter)))
 
 
 def draw_bits(
@@ -86,7 +87,7 @@ def draw_bits(
     Returns:
         [n] uint64.
 
-    Cost: about 0.1 us a draw, O(n) memory.
+    Cost: about 0.02 us a draw, O(n) memory.
     Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), Philox4x32-10.
 
     Example:
@@ -97,10 +98,8 @@ def draw_bits(
     """
     first_n, second_n = np.broadcast_arrays(np.asarray(first), np.asarray(second))
     bits_n = np.empty(first_n.shape, np.uint64)
-    for begin in range(0, len(first_n), _BLOCK):
-        part = slice(begin, begin + _BLOCK)
-        a, b = first_n[part].astype(np.uint64), second_n[part].astype(np.uint64)
-        bits_n[part] = _philox(key, a & _LOW, a >> _HALF, b & _LOW, b >> _HALF)
+    first_n, second_n = (np.ascontiguousarray(part, np.int64) for part in (first_n, second_n))
+    _draw(np.uint64(key), read_only(first_n), read_only(second_n), bits_n)
     return bits_n
 
 
@@ -128,13 +127,25 @@ def draw_gumbel(
     return noise_n
 
 
-def _philox(key: int, c0: U64, c1: U64, c2: U64, c3: U64) -> U64:
+@compiled
+def _draw(
+    key: np.uint64,
+    first_n: npt.NDArray[np.int64],
+    second_n: npt.NDArray[np.int64],
+    bits_n: U64,
+) -> None:
+    for place in range(len(bits_n)):
+        a, b = np.uint64(first_n[place]), np.uint64(second_n[place])
+        bits_n[place] = _philox(key, a & _LOW, a >> _HALF, b & _LOW, b >> _HALF)
+
+
+@compiled
+def _philox(key: np.uint64, c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64) -> Any:
     """Ten rounds over 32-bit counter words; the first two words of the block, low word first."""
-    word = 1 << 32
-    for step in range(10):
-        k0 = np.uint64((key + step * _KEY_STEPS[0]) % word)
-        k1 = np.uint64(((key >> 32) + step * _KEY_STEPS[1]) % word)
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+    k0, k1 = key & _LOW, key >> _HALF
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
         c0, c1 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW
         c2, c3 = (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _KEY_STEP_0) & _LOW, (k1 + _KEY_STEP_1) & _LOW
     return c0 | (c1 << _HALF)

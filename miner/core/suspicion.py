@@ -6,19 +6,19 @@ W = samples of both identities of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from miner.core.parallel import do_blocks
-from miner.core.ragged import bounded_blocks
+from miner.compiled import compiled, read_only
+from miner.core.parallel import cut, do_blocks
 from miner.types import IdentityTable
 
 __all__ = ["TIE", "Suspicion", "compare_pairs", "no_suspicion", "with_p_values"]
 
-_BLOCK_FLOATS = 1 << 21
+_BLOCK = 1 << 8
 TIE = np.float32(1e-6)
 """Rounding of a similarity in float32: what differs by less is equally near."""
 
@@ -80,21 +80,21 @@ def compare_pairs(
         shown: The samples to look at of each identity.
         copy_similarity: From which on a sample is a copy of another.
 
-    Cost: O(Q W^2 D) time, some 50 MB in each thread.
+    Cost: O(Q W^2 D) time.
     """
-    copy = np.float32(copy_similarity)
+    copy, rows_ND = np.float32(copy_similarity), read_only(embeddings_ND)
     left_Q, right_Q = np.divmod(keys_Q, shown.num_identities)
     num_left_Q, num_right_Q = shown.sizes_I[left_Q], shown.sizes_I[right_Q]
-    rows_Q = num_left_Q + num_right_Q
     hits_Q, similarity_Q = np.empty(len(keys_Q)), np.empty(len(keys_Q))
     num_mutual_Q, num_copies_Q = np.empty((2, len(keys_Q)), np.int64)
 
-    def work(part: I64) -> None:
-        pair = _PairBlock.gather(shown, left_Q[part], right_Q[part])
-        found = pair.compare(embeddings_ND, copy)
-        hits_Q[part], num_mutual_Q[part], num_copies_Q[part], similarity_Q[part] = found
+    table = read_only(shown.rows_N), read_only(shown.offsets_I1)
 
-    do_blocks(work, _blocks_of_alike(rows_Q, embeddings_ND.shape[1]))
+    def work(part: slice) -> None:
+        found: Any = hits_Q[part], num_mutual_Q[part], num_copies_Q[part], similarity_Q[part]
+        _compare_all(rows_ND, *table, left_Q[part], right_Q[part], copy, *found)
+
+    do_blocks(work, cut(len(keys_Q), _BLOCK))
     return Suspicion(
         left_Q=left_Q,
         right_Q=right_Q,
@@ -127,58 +127,68 @@ def _expected(num_left_Q: I64, num_right_Q: I64) -> F64:
     return expected_Q
 
 
-@dataclass(frozen=True, slots=True)
-class _PairBlock:
-    """The samples of some pairs: row ids, -1 at the end, and which are the right identity's."""
-
-    rows_QW: I64
-    is_right_QW: npt.NDArray[np.bool_]
-
-    @classmethod
-    def gather(cls, shown: IdentityTable, left_Q: I64, right_Q: I64) -> _PairBlock:
-        counts_Q2 = shown.sizes_I[np.stack((left_Q, right_Q), 1)]
-        width = int(counts_Q2.sum(1).max())
-        place_QW = np.arange(width)[None, :]
-        is_right_QW = place_QW >= counts_Q2[:, :1]
-        begins_Q2 = shown.offsets_I1[np.stack((left_Q, right_Q), 1)]
-        index_QW = np.where(
-            is_right_QW, begins_Q2[:, 1:] + place_QW - counts_Q2[:, :1], begins_Q2[:, :1] + place_QW
-        )
-        inside_QW = place_QW < counts_Q2.sum(1)[:, None]
-        rows_QW = np.where(inside_QW, shown.rows_N[np.where(inside_QW, index_QW, 0)], -1)
-        return cls(rows_QW, is_right_QW)
-
-    def compare(self, embeddings_ND: F32, copy: np.float32) -> tuple[F64, I64, I64, F64]:
-        """[Q] samples with their nearest one across, mutual ones, copies, mean similarity."""
-        inside_QW = self.rows_QW >= 0
-        vectors_QWD = embeddings_ND[self.rows_QW]
-        similar_QWW = vectors_QWD @ vectors_QWD.transpose(0, 2, 1)
-        similar_QWW[~inside_QW] = -np.inf
-        similar_QWW.transpose(0, 2, 1)[~inside_QW] = -np.inf
-        np.einsum("qww->qw", similar_QWW)[:] = -np.inf  # nothing is its own neighbour
-        across_QWW = self.is_right_QW[:, :, None] != self.is_right_QW[:, None, :]
-        best_QW = similar_QWW.max(2)
-        nearest_QWW = similar_QWW >= np.where(best_QW > -np.inf, best_QW - TIE, np.inf)[:, :, None]
-        nearest_across_QWW = nearest_QWW & across_QWW
-        num_nearest_QW = np.maximum(nearest_QWW.sum(2), 1)
-        hits_Q = (nearest_across_QWW.sum(2) / num_nearest_QW).sum(1)
-        mutual_QWW = nearest_across_QWW & nearest_QWW.transpose(0, 2, 1)
-        num_mutual_Q = (mutual_QWW.any(2) & ~self.is_right_QW).sum(1)
-        best_QW = np.where(across_QWW, similar_QWW, -np.inf).max(2)
-        has_copy_QW = (best_QW >= copy) & inside_QW
-        num_right_Q = (has_copy_QW & self.is_right_QW).sum(1)
-        num_copies_Q = np.minimum(has_copy_QW.sum(1) - num_right_Q, num_right_Q)
-        similarity_Q = np.where(inside_QW, best_QW, 0.0).sum(1) / inside_QW.sum(1)
-        return hits_Q, num_mutual_Q, num_copies_Q, similarity_Q.astype(np.float64)
+@compiled
+def _compare_all(  # noqa: PLR0913, PLR0917 - compiled: no keywords
+    embeddings_ND: F32,
+    rows_N: I64,
+    offsets_I1: I64,
+    left_Q: I64,
+    right_Q: I64,
+    copy: Any,
+    hits_Q: F64,
+    num_mutual_Q: I64,
+    num_copies_Q: I64,
+    similarity_Q: F64,
+) -> None:
+    for q in range(len(left_Q)):
+        left_rows = rows_N[offsets_I1[left_Q[q]] : offsets_I1[left_Q[q] + 1]]
+        right_rows = rows_N[offsets_I1[right_Q[q]] : offsets_I1[right_Q[q] + 1]]
+        rows_W = np.concatenate((left_rows, right_rows))
+        found = _compare(embeddings_ND, rows_W, len(left_rows), copy)
+        hits_Q[q], num_mutual_Q[q], num_copies_Q[q], similarity_Q[q] = found
 
 
-def _blocks_of_alike(rows_Q: I64, dim: int) -> Iterator[I64]:
-    """Positions of pairs of about the same number of rows, as many as fit into memory together."""
-    order_Q = np.argsort(rows_Q, kind="stable")
-    # The last pair of a block is its widest, and all are padded to it; halving keeps padding low.
-    cost_Q = rows_Q[order_Q] * np.maximum(rows_Q[order_Q], dim)
-    for part in bounded_blocks(cost_Q, _BLOCK_FLOATS):
-        yield order_Q[part]
+@compiled
+def _compare(
+    embeddings_ND: F32, rows_W: I64, num_left: int, copy: Any
+) -> tuple[float, int, int, float]:
+    """Samples with their nearest one across, mutual ones, copies, mean similarity; of one pair."""
+    num_rows = len(rows_W)
+    vectors_WD = np.empty((num_rows, embeddings_ND.shape[1]), np.float32)
+    similar_WW = np.empty((num_rows, num_rows), np.float32)
+    best_W = np.full(num_rows, -np.inf, np.float32)
+    across_W = np.full(num_rows, -np.inf, np.float32)
+    for this in range(num_rows):
+        vectors_WD[this] = embeddings_ND[rows_W[this]]
+        similar_WW[this, this] = -np.inf  # nothing is its own neighbour
+        for other in range(this):
+            similarity = np.float32(0)
+            for axis in range(vectors_WD.shape[1]):
+                similarity += vectors_WD[this, axis] * vectors_WD[other, axis]
+            similar_WW[this, other] = similar_WW[other, this] = similarity
+            best_W[this] = max(best_W[this], similarity)
+            best_W[other] = max(best_W[other], similarity)
+            if (this < num_left) != (other < num_left):
+                across_W[this] = max(across_W[this], similarity)
+                across_W[other] = max(across_W[other], similarity)
+    hits, similarity_sum = 0.0, 0.0
+    num_mutual, num_copies_left, num_copies_right = 0, 0, 0
+    for this in range(num_rows):
+        num_nearest, num_across, is_mutual = 0, 0, False
+        for other in range(num_rows):
+            if similar_WW[this, other] < best_W[this] - TIE:
+                continue
+            num_nearest += 1
+            if (this < num_left) != (other < num_left):
+                num_across += 1
+                is_mutual |= similar_WW[this, other] >= best_W[other] - TIE
+        hits += num_across / max(1, num_nearest)
+        num_mutual += is_mutual and this < num_left
+        num_copies_left += across_W[this] >= copy and this < num_left
+        num_copies_right += across_W[this] >= copy and this >= num_left
+        similarity_sum += across_W[this]
+    copies = min(num_copies_left, num_copies_right)
+    return hits, num_mutual, copies, similarity_sum / num_rows
 
 
 def _tail(hits_Q: F64, rows_Q: I64, rate: float) -> F64:

@@ -53,12 +53,13 @@ BLOCKS = {
     "miner.core.proposals._BLOCK_ENTRIES": 70,
     "miner.core.pool._BLOCK_ENTRIES": 70,
     "miner.core.compose._BLOCK_FLOATS": 200,
-    "miner.core.suspicion._BLOCK_FLOATS": 10,
+    "miner.core.suspicion._BLOCK": 3,
+    "miner.core.groups._BLOCK": 20,
+    "miner.core.assign._BLOCK": 5,
     "miner.core.widen._BLOCK_ENTRIES": 50,
     "miner.core.shortfalls._BLOCK_ENTRIES": 70,
     "miner.core.positives._BLOCK_PAIRS": 10,
     "miner.core.similarities._BLOCK_FLOATS": 20,
-    "miner.core.rng._BLOCK": 9,
 }
 
 

@@ -373,7 +373,7 @@ def test_the_order_of_anchors_and_blocks_of_work_do_not_show(monkeypatch):
     config = QuarantineConfig(max_false_share=0.5)
     whole = inspect(world, search(world, anchors, 20), config)
     assert len(whole.suspicion) > 1
-    monkeypatch.setattr("miner.core.suspicion._BLOCK_FLOATS", 1)
+    monkeypatch.setattr("miner.core.suspicion._BLOCK", 1)
     for order in (anchors, anchors[::-1]):
         again = inspect(world, search(world, order, 20), config)
         assert pairs_of(again) == pairs_of(whole)
