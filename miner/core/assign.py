@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.core.ordering import descending_bits, stable_order
+from miner.core.parallel import cut
 from miner.core.proposals import Proposals
 from miner.core.ragged import rank_in_runs
 
@@ -25,6 +26,8 @@ _HALF = np.uint64(32)
 _NO_BOUND = np.uint64(2**64 - 1)
 _WINDOW = 8
 """List entries looked at together when anchors move down their lists."""
+_BLOCK = 1 << 16
+"""Anchors that move on at a time: bounds their windows to some 10 MB."""
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -110,6 +113,13 @@ class _ProposingAnchors:
 
     def advance(self, anchors: I64) -> _Offers:
         """The next open entries of these anchors, until their needs are met or their lists end."""
+        parts = [self._advance(anchors[part]) for part in cut(len(anchors), _BLOCK)]
+        return _Offers(
+            np.concatenate([part.entries for part in parts] or [np.empty(0, np.int64)]),
+            np.concatenate([part.anchors for part in parts] or [np.empty(0, np.int64)]),
+        )
+
+    def _advance(self, anchors: I64) -> _Offers:
         found = _Offers(np.empty(0, np.int64), np.empty(0, np.int64))
         ends = self._offsets_A1[anchors + 1]
         while True:

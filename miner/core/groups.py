@@ -47,6 +47,8 @@ class Negatives:
     @classmethod
     def concatenate(cls, parts: list[Negatives]) -> Negatives:
         """One list out of several, which must not be none."""
+        if len(parts) == 1:
+            return parts[0]
         columns = (
             np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)
         )
@@ -66,10 +68,6 @@ class _Blocks:
     anchor_ids_B: I64
     leads_BL: I64
     num_rows_B: I64
-
-    def take(self, part: slice) -> _Blocks:
-        """Some that stand together."""
-        return _Blocks(self.anchor_ids_B[part], self.leads_BL[part], self.num_rows_B[part])
 
 
 def build_groups(
@@ -99,34 +97,54 @@ def build_groups(
 
     Cost: O(T log T + R) time for R rows, O(R + N) memory.
     """
-    negatives = negatives.take(_in_order(anchors, negatives, keys))
-    leads_G = np.flatnonzero(np.diff(negatives.anchors_T, prepend=-1))
-    num_triplets_G = np.diff(leads_G, append=len(negatives.anchors_T))
-    anchors_G = negatives.anchors_T[leads_G]
-    own_B, blocks = _lay_out(anchors, anchors_G, negatives, samples_per_identity)
+    order_T = _in_order(anchors, negatives, keys)
+    begins_G = np.flatnonzero(np.diff(negatives.anchors_T[order_T], prepend=-1))
+    anchors_G = negatives.anchors_T[order_T[begins_G]]
+    offsets_G1 = np.append(begins_G, len(order_T)).astype(np.int64)
     places_N = np.empty(identities.num_rows, np.int64)
     places_N[identities.rows_N] = np.arange(identities.num_rows)
-    filled = map_blocks(
-        lambda part: _fill(blocks.take(part), identities, places_N, keys),
-        cut(len(blocks.num_rows_B), _BLOCK) or [slice(0, 0)],
-    )
-    rows_R, sizes_B = (np.concatenate(parts) for parts in zip(*filled, strict=True))
-    starts_B = np.cumsum(sizes_B) - sizes_B
-    group_starts_G = starts_B[own_B]
-    num_triplets = len(negatives.rows_T)
+
+    num_triplets = len(order_T)
+    negatives_T, tiers_T = np.empty(num_triplets, np.int32), np.empty(num_triplets, np.uint8)
+    similarities_T = np.empty((2, num_triplets), np.float32)
+
+    def build(part: slice) -> tuple[I64, I64]:
+        """The rows of some groups, and how many each has; what triplets have is written."""
+        triplets = slice(offsets_G1[part.start], offsets_G1[part.stop])
+        of_these = negatives.take(order_T[triplets])
+        own_B, blocks = _lay_out(anchors, anchors_G[part], of_these, samples_per_identity)
+        rows_R, sizes_B = _fill(blocks, identities, places_N, keys)
+        starts_B = np.cumsum(sizes_B) - sizes_B
+        group_starts_G = starts_B[own_B]
+        num_triplets_G = np.diff(own_B, append=len(sizes_B)) - 1
+        negatives_T[triplets] = np.delete(starts_B, own_B)
+        negatives_T[triplets] -= np.repeat(group_starts_G, num_triplets_G).astype(np.int32)
+        tiers_T[triplets] = of_these.tiers_T
+        similarities_T[0, triplets] = anchors.similarities_ap_A[of_these.anchors_T]
+        similarities_T[1, triplets] = of_these.similarities_T
+        return rows_R, np.diff(group_starts_G, append=len(rows_R))
+
+    num_blocks_of_a_group = 1 + -(-num_triplets // max(1, len(begins_G)))
+    parts = cut(len(begins_G), max(1, _BLOCK // num_blocks_of_a_group)) or [slice(0, 0)]
+    # Room for as many rows as there may be: what is never written to takes no memory.
+    most = max(2, samples_per_identity) * (len(begins_G) + num_triplets)
+    rows_R, num_rows_G = np.empty(most, np.int64), np.empty(len(begins_G), np.int64)
+    end = 0
+    for part, (rows_r, num_rows_g) in zip(parts, map_blocks(build, parts), strict=True):
+        begin, end = end, end + len(rows_r)
+        rows_R[begin:end], num_rows_G[part] = rows_r, num_rows_g
+    rows_R = rows_R[:end]
     return Groups(
         row_ids_R=rows_R,
         identity_ids_R=identities.identity_ids_N[rows_R],
-        row_offsets_G1=np.append(group_starts_G, len(rows_R)).astype(np.int64),
+        row_offsets_G1=np.append(0, np.cumsum(num_rows_G)).astype(np.int64),
         anchors_T=np.zeros(num_triplets, np.int32),
         positives_T=np.ones(num_triplets, np.int32),
-        negatives_T=(np.delete(starts_B, own_B) - np.repeat(group_starts_G, num_triplets_G)).astype(
-            np.int32
-        ),
-        similarities_ap_T=anchors.similarities_ap_A[negatives.anchors_T],
-        similarities_an_T=negatives.similarities_T,
-        tiers_T=negatives.tiers_T,
-        triplet_offsets_G1=np.append(leads_G, num_triplets).astype(np.int64),
+        negatives_T=negatives_T,
+        similarities_ap_T=similarities_T[0],
+        similarities_an_T=similarities_T[1],
+        tiers_T=tiers_T,
+        triplet_offsets_G1=offsets_G1,
     )
 
 

@@ -99,7 +99,8 @@ class Ledger:
 
     def give(self, negatives: Negatives) -> None:
         """Enter further negatives; those of one anchor have distinct, new identities."""
-        negatives = negatives.take(np.argsort(negatives.anchors_T, kind="stable"))
+        if (np.diff(negatives.anchors_T) < 0).any():
+            negatives = negatives.take(np.argsort(negatives.anchors_T, kind="stable"))
         num_held_T = self.held_AM.shape[1] - self.count_missing()[negatives.anchors_T]
         slots_T = num_held_T + rank_in_runs(negatives.anchors_T)
         identities_T = self.identities.identity_ids_N[negatives.rows_T]
@@ -108,7 +109,7 @@ class Ledger:
         self._given.append(negatives)
 
     def close(self, notes: Notes) -> Selection:
-        """The groups of all anchors that have enough negatives.
+        """The groups of all anchors that have enough negatives. The last thing a ledger does.
 
         Raises:
             SelectionError: If there are none; says which rule took the candidates.
@@ -116,12 +117,16 @@ class Ledger:
         missing_A = self.count_missing()
         allowed = 0 if self.config.underfill == "drop" else self.config.negatives_per_group - 1
         negatives = Negatives.concatenate(self._given)
-        negatives = negatives.take(missing_A[negatives.anchors_T] <= allowed)
+        self._given.clear()
+        is_enough_T = missing_A[negatives.anchors_T] <= allowed
+        if not is_enough_T.all():
+            negatives = negatives.take(is_enough_T)
         if not len(negatives.rows_T):
             raise SelectionError(_explain_nothing(self, notes))
         groups = build_groups(
             self.anchors, negatives, self.identities, self.config.samples_per_identity, self.keys
         )
+        del negatives  # makes room
         report = describe_selection(groups, missing_A, self.identities, self.config, notes)
         return Selection(groups, report)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from miner.core.config import SelectionConfig
 from miner.core.guards import GUARD_NAMES
+from miner.core.parallel import cut
 from miner.core.proposals import OUTSIDE_STRATEGY
 from miner.core.quarantine import Quarantine
 from miner.types import Groups, IdentityTable, Tier
@@ -30,6 +31,8 @@ __all__ = [
 I64 = npt.NDArray[np.int64]
 
 _HARDNESS_EDGES = np.round(np.linspace(-1.0, 1.0, 41), 2)
+_BLOCK = 1 << 18
+"""Groups or triplets looked at together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,19 +171,19 @@ def describe_selection(
 
     Cost: O(T + N log N) time.
     """
-    _, _, negatives_T = groups.triplet_rows()
-    negative_ids_T = identities.identity_ids_N[negatives_T]
-    s_ap_T = groups.similarities_ap_T.astype(np.float64)
-    s_an_T = groups.similarities_an_T.astype(np.float64)
-    known = bool(np.isfinite(s_ap_T).all() and np.isfinite(s_an_T).all())
-    uses_N = np.bincount(negatives_T, minlength=identities.num_rows)
-    uses_I = np.bincount(negative_ids_T, minlength=identities.num_identities)
+    uses_N = np.zeros(identities.num_rows, np.int64)
+    for part in cut(groups.num_groups, _BLOCK):
+        _, _, negatives_t = groups.between(part.start, part.stop).triplet_rows()
+        uses_N += np.bincount(negatives_t, minlength=identities.num_rows)
+    uses_I = np.bincount(
+        identities.identity_ids_N, weights=uses_N, minlength=identities.num_identities
+    ).astype(np.int64)
+    hardness = _Hardness.of(groups, config.margin)
     anchored_I = np.bincount(
         identities.identity_ids_N[groups.row_ids_R[groups.row_offsets_G1[:-1]]],
         minlength=identities.num_identities,
     )
     enough_I = identities.sizes_I >= max(2, config.min_groups_per_identity)
-    hardness_T = np.clip(s_an_T - s_ap_T, -1.0, 1.0) if known else np.empty(0)
     return SelectionReport(
         num_anchors=len(missing_A),
         num_groups=groups.num_groups,
@@ -195,14 +198,37 @@ def describe_selection(
         identity_exposure=_expose(uses_I),
         sample_exposure=_expose(uses_N),
         hardness_edges=_HARDNESS_EDGES.tolist(),
-        hardness_counts=np.histogram(hardness_T, _HARDNESS_EDGES)[0].tolist(),
-        mean_similarity_ap=float(s_ap_T.mean()) if known else None,
-        mean_similarity_an=float(s_an_T.mean()) if known else None,
-        violating_fraction=float((s_an_T > s_ap_T - config.margin).mean()) if known else None,
+        hardness_counts=hardness.counts,
+        mean_similarity_ap=hardness.mean_ap,
+        mean_similarity_an=hardness.mean_an,
+        violating_fraction=hardness.violating,
         target_hardness=notes.target_hardness,
         still_violating=notes.still_violating,
         quarantine=_describe_quarantine(config, notes.quarantine),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Hardness:
+    """What similarities say of all triplets; no mean where one is unknown."""
+
+    counts: list[int]
+    mean_ap: float | None = None
+    mean_an: float | None = None
+    violating: float | None = None
+
+    @classmethod
+    def of(cls, groups: Groups, margin: float) -> _Hardness:
+        num_triplets = groups.num_triplets
+        counts, sums = np.zeros(len(_HARDNESS_EDGES) - 1, np.int64), np.zeros(3)
+        for part in cut(num_triplets, _BLOCK):
+            s_ap_t = groups.similarities_ap_T[part].astype(np.float64)
+            s_an_t = groups.similarities_an_T[part].astype(np.float64)
+            sums += s_ap_t.sum(), s_an_t.sum(), np.count_nonzero(s_an_t > s_ap_t - margin)
+            if not np.isfinite(sums).all():
+                return cls([0] * len(counts))
+            counts += np.histogram(np.clip(s_an_t - s_ap_t, -1.0, 1.0), _HARDNESS_EDGES)[0]
+        return cls(counts.tolist(), *(sums / num_triplets).tolist())
 
 
 def _count_unmet(
