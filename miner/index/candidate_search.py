@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.errors import SearchError
-from miner.index.candidates import check_fit
+from miner.index.checks import check_embeddings, check_fit
 from miner.index.config import IndexConfig
-from miner.index.flat import FlatIndex
 from miner.index.gpu import GpuSettings
 from miner.index.gpu_candidates import gpu_candidates
 from miner.index.gpu_index import GpuIndex
@@ -85,7 +84,7 @@ class CandidateSearch:
         self._embeddings_ND, self._identities, self._config = embeddings_ND, identities, config
         self._seed = seed
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._flat: FlatIndex | None = None
+        self._is_checked = False
         self._lists: ListSearch | GpuLists | None = None
         self._given_exact = exact
         self._gpu_index: GpuIndex | None = None
@@ -104,13 +103,11 @@ class CandidateSearch:
             SearchError: Recall stayed below the floor (the text has the figures), sizes do not fit,
                 an anchor is no row, rows are not of length 1, or there are 2**32 of them.
         """
-        flat = self._flat_index()
-        check_fit(flat, self._embeddings_ND, self._identities, anchor_ids_A)
-        if num_candidates < 1:
-            raise SearchError(f"a search needs {num_candidates=} of at least 1")
+        self._check(anchor_ids_A, num_candidates)
+        num_rows, dim = self._embeddings_ND.shape
         kind, reason = self._choose(len(anchor_ids_A))
         if kind == "flat" or not len(anchor_ids_A):
-            self.description = {**flat.describe(), **reason}
+            self.description = {"kind": "flat", "num_rows": num_rows, "dim": dim, **reason}
             return self._exact(anchor_ids_A, num_candidates, on_progress)
         lists = self._lists = self._lists or self._new_lists(kind)
         with workers(self._num_threads) as each:
@@ -118,7 +115,9 @@ class CandidateSearch:
         if self.recall is None or recall.value < self.recall.value:
             self.recall = recall
         self.description = {
-            **flat.describe(),
+            "kind": kind,
+            "num_rows": num_rows,
+            "dim": dim,
             **lists.describe(),
             **reason,
             "recall_at": self.recall.at,
@@ -180,12 +179,13 @@ class CandidateSearch:
         what += f"; lists of vectors take up to {vectors_mb:.0f} MB of {most_mb:.0f}"
         return ("ivf" if fits else "ivfpq"), {"reason": f"auto: {what}"}
 
-    def _flat_index(self) -> FlatIndex:
-        if self._flat is None:
-            flat = FlatIndex(self._num_threads)
-            flat.build(self._embeddings_ND)
-            self._flat = flat
-        return self._flat
+    def _check(self, anchor_ids_A: I64, num_candidates: int) -> None:
+        if not self._is_checked:
+            check_embeddings(self._embeddings_ND)
+            self._is_checked = True
+        check_fit(self._embeddings_ND, self._identities, anchor_ids_A)
+        if num_candidates < 1:
+            raise SearchError(f"a search needs {num_candidates=} of at least 1")
 
     def _exact(
         self, anchor_ids_A: I64, num_candidates: int, on_progress: Progress | None = None

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.errors import SearchError
-from miner.index.candidates import check_fit
+from miner.index.checks import check_fit
 from miner.index.gpu import MAX_DEPTH
 from miner.index.gpu_index import GpuIndex, Nearest
-from miner.index.top_k import by_similarity
+from miner.index.keys import by_similarity
 from miner.types import Candidates, IdentityTable
 
 __all__ = ["gpu_candidates"]
@@ -69,7 +69,7 @@ def gpu_candidates(  # noqa: PLR0913 - a search, and how it is finished
     Cost: one search of every anchor at a depth of 2 K, and up to three deeper ones of those that
     come out short.
     """
-    check_fit(index, index.embeddings_ND, identities, anchor_ids_A)
+    check_fit(index.embeddings_ND, identities, anchor_ids_A)
     if not 1 <= num_candidates <= MAX_DEPTH:
         raise SearchError(
             f"FAISS on a GPU finds 1 to {MAX_DEPTH} candidates of an anchor, asked for "

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.errors import SearchError
-from miner.index.flat import FlatIndex
+from miner.index.checks import check_embeddings
 from miner.index.gpu import GPU, MAX_DEPTH, GpuSettings, available, new_gpu_index
-from miner.index.top_k import by_similarity
+from miner.index.keys import by_similarity
 
 __all__ = ["GpuIndex", "Nearest"]
 
@@ -61,7 +61,7 @@ class _Shard:
 
 
 class GpuIndex:
-    """Rows on one GPU or sharded over several: EMPTY -> built. An `Index`; not thread-safe."""
+    """Rows on one GPU or sharded over several: EMPTY -> built. Not thread-safe."""
 
     def __init__(
         self,
@@ -110,11 +110,10 @@ class GpuIndex:
         """Check the rows, keep a reference to them, and bring them to the GPUs.
 
         Raises:
-            SearchError: As `FlatIndex.build`; also if the rows are too few to train on, or
+            SearchError: As `check_embeddings`; also if the rows are too few to train on, or
                 take more memory than they may.
         """
-        flat = FlatIndex()
-        flat.build(embeddings_ND)
+        check_embeddings(embeddings_ND)
         self.embeddings_ND = np.ascontiguousarray(embeddings_ND)
         num_rows, dim = embeddings_ND.shape
         num_shards = min(len(self._devices), num_rows)

@@ -104,12 +104,14 @@ class ListSearch:
                 is_coded=self._is_coded,
                 seed=self._seed,
             )
-            self._unaided_probes = Depths.of(self._join, exact).reaching(aim)
+            depths = Depths.of(self._join, exact)
+            self._unaided_probes = depths.reaching(aim)
             if self._warm is not None and centroids is self._warm.centroids:
                 if self._unaided_probes > STALE * self._warm.num_probes:
                     continue
                 self._unaided_probes = self._warm.num_probes
-            depths = Depths.of(self._join, exact, known_NW)
+            if known_NW is not None:
+                depths = Depths.of(self._join, exact, known_NW)
             self._num_probes = self._config.num_probes or depths.reaching(aim)
             found = self.search(exact.anchor_ids_A, num_candidates, each)
             kept = measure_recall(found, exact, at).value / depths.share(self._num_probes)

@@ -1,6 +1,6 @@
 """The best K entries of each query, while matrices of similarities go by.
 
-    push ... push -> full -> cut back to K, the mark rises -> push ... -> entries
+    push ... push -> full -> cut back to K, the mark rises -> push ... -> ids
 
 It knows neither rows nor identities. Shape legend: B = queries, K = entries kept, W = entries held,
 P = queries of one matrix, G = columns of it.
@@ -11,121 +11,131 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from miner.compiled import compiled
+from miner.index.quickselect import bring_greatest
+from miner.index.scan import find_above
+
 __all__ = ["LEAST", "Reservoir", "capacity_for"]
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
-
-_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+U64 = npt.NDArray[np.uint64]
 
 LEAST = np.float32(-2.0)
 """Below every product of rows of length 1: the mark of a query of which nothing is known.
 
 An entry is one key: its similarity above LEAST, whose bits order as it does, then its id.
 """
-ROOM = 64
-"""Before a matrix is taken there is room for so many of its entries; few queries have more."""
+_FOUND = 4096
+"""Entries that exceed their marks are put in so many at a time."""
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class Reservoir:
     """Keeps K entries of each query at least, and no entry that cannot be among the best K.
 
-    Entries are held as they come and cut back only when there is no more room, so that an entry
-    costs a few operations on arrays, and one that stays below its query's mark a comparison.
+    Entries are held as they come and cut back only when there is no more room, and one that stays
+    below its query's mark costs a fraction of a nanosecond.
 
     Attributes:
-        marks_B: A similarity that K entries of each query reach or will reach.
+        marks_B: A similarity that K entries of each query reach or will reach; may be raised to
+            another such one.
     """
 
-    def __init__(self, marks_B: F32, num_entries: int) -> None:
+    def __init__(self, owners_B: I32, num_entries: int) -> None:
         """Start empty.
 
         Args:
-            marks_B: A similarity that ``num_entries`` of each query's entries will exceed; LEAST
-                where none is known.
+            owners_B: [B] int32 of each query, who must not own an entry that is taken.
             num_entries: K.
         """
-        self.marks_B = np.maximum(marks_B, LEAST)
+        self.marks_B = np.full(len(owners_B), LEAST)
+        self._owners_B = owners_B
         self._num_entries = num_entries
-        self._filled_B = np.zeros(len(marks_B), np.int64)
-        self._keys_BW = np.zeros((len(marks_B), capacity_for(num_entries)), np.uint64)
+        self._filled_B = np.zeros(len(owners_B), np.int64)
+        self._keys_BW = np.empty((len(owners_B), capacity_for(num_entries)), np.uint64)
 
-    def make_room(self, queries_P: I64) -> None:
-        """Cut back those of some queries that are nearly full; their marks rise."""
-        is_full_P = self._filled_B[queries_P] > self._keys_BW.shape[1] - ROOM
-        self._cut(queries_P[is_full_P])
-
-    def push(self, excess_PG: F32, queries_P: I64, ids_G: I64) -> None:
+    def push(self, scores_PG: F32, queries_P: I32, ids_G: I64, owners_G: I32) -> None:
         """Take what exceeds the marks.
 
         Args:
-            excess_PG: [P, G] float32, C-contiguous: similarities less the queries' marks, so that
-                what is taken is above 0; -inf for what must not be taken.
-            queries_P: Distinct numbers of queries.
-            ids_G: Distinct ids below 2**32; an id is pushed once for a query.
+            scores_PG: [P, G] float32, C-contiguous similarities.
+            queries_P: [P] int32 distinct numbers of queries.
+            ids_G: [G] int64 distinct ids below 2**32; an id is pushed once for a query.
+            owners_G: [G] int32 of the same.
         """
-        num_columns = excess_PG.shape[1]
-        places = np.flatnonzero(excess_PG > 0)
-        if not len(places):
-            return
-        query = places // num_columns
-        counts_P = np.bincount(query, minlength=len(queries_P))
-        filled_P = self._filled_B[queries_P]
-        capacity = self._keys_BW.shape[1]
-        is_tight_P = filled_P + counts_P > capacity
-        if is_tight_P.any():
-            self._push_tight(excess_PG[is_tight_P], queries_P[is_tight_P], ids_G)
-            fits = ~is_tight_P[query]
-            places, query = places[fits], query[fits]
-            counts_P[is_tight_P] = 0
-        begins_P = queries_P * capacity + filled_P - (np.cumsum(counts_P) - counts_P)
-        above = excess_PG.reshape(-1).take(places)
-        above += (self.marks_B[queries_P] - LEAST).take(query)
-        keys = above.view(np.uint32).astype(np.uint64) << _HALF
-        keys |= ids_G.take(places - query * num_columns).view(np.uint64)
-        self._keys_BW.reshape(-1)[begins_P.take(query) + np.arange(len(places))] = keys
-        self._filled_B[queries_P] += counts_P
-
-    def _push_tight(self, excess_PG: F32, queries_P: I64, ids_G: I64) -> None:
-        """Make room first; what is too much for an empty reservoir goes in by halves."""
-        marks_P = self.marks_B[queries_P]
-        self._cut(queries_P[self._filled_B[queries_P] > self._num_entries])
-        excess_PG -= (self.marks_B[queries_P] - marks_P)[:, None]
-        if len(ids_G) <= self._keys_BW.shape[1] - self._num_entries:
-            self.push(excess_PG, queries_P, ids_G)
-            return
-        half = len(ids_G) // 2
-        marks_P = self.marks_B[queries_P]
-        self.push(np.ascontiguousarray(excess_PG[:, :half]), queries_P, ids_G[:half])
-        rest_PG = excess_PG[:, half:] - (self.marks_B[queries_P] - marks_P)[:, None]
-        self.push(rest_PG, queries_P, ids_G[half:])
-
-    def _cut(self, queries_P: I64) -> None:
-        """Keep the best K of queries that have more, and let their marks rise to the least."""
-        if not len(queries_P):
-            return
-        num_dropped = self._keys_BW.shape[1] - self._num_entries
-        keys_PW = self._keys_BW[queries_P]
-        keys_PW.partition(num_dropped, axis=1)
-        least = (keys_PW[:, num_dropped] >> _HALF).astype(np.uint32).view(np.float32)
-        self.marks_B[queries_P] = least + LEAST
-        self._keys_BW[queries_P, : self._num_entries] = keys_PW[:, num_dropped:]
-        self._keys_BW[queries_P, self._num_entries :] = 0
-        self._filled_B[queries_P] = self._num_entries
+        _push(
+            scores_PG,
+            queries_P,
+            ids_G,
+            owners_G,
+            self._owners_B,
+            self._keys_BW,
+            self._filled_B,
+            self.marks_B,
+            self._num_entries,
+        )
 
     def ids(self) -> I64:
         """[B, K] ids of each query's best, in no order; -1 if there are fewer.
 
         Nothing can be pushed afterwards.
         """
-        num_dropped = self._keys_BW.shape[1] - self._num_entries
-        self._keys_BW.partition(num_dropped, axis=1)
-        keys_BK = self._keys_BW[:, num_dropped:]
-        ids_BK = (keys_BK & _LOW).view(np.int64)
-        ids_BK[keys_BK == 0] = -1
+        ids_BK = np.empty((len(self._keys_BW), self._num_entries), np.int64)
+        _take_ids(self._keys_BW, self._filled_B, ids_BK)
         return ids_BK
 
 
 def capacity_for(num_entries: int) -> int:
     """Entries held of a query of which so many are kept, W; 8 bytes each."""
-    return 3 * num_entries + 2 * ROOM
+    return 2 * num_entries + 32
+
+
+@compiled
+def _push(  # noqa: PLR0913, PLR0917 - compiled: no keywords
+    scores_PG: F32,
+    queries_P: I32,
+    ids_G: I64,
+    owners_G: I32,
+    owners_B: I32,
+    keys_BW: U64,
+    filled_B: I64,
+    marks_B: F32,
+    num_entries: int,
+) -> None:
+    """Collect what is above its mark, and put it in some thousands at a time.
+
+    So the reads of reservoirs, which lie all over the memory, do not wait for one another.
+    """
+    found = np.empty(_FOUND + scores_PG.shape[1] + 1, np.int64)
+    num_found = 0
+    for place in range(len(queries_P)):
+        mark = marks_B[queries_P[place]]
+        num_found = find_above(scores_PG[place], mark, place << 32, found, num_found)
+        if num_found < _FOUND and place + 1 < len(queries_P):
+            continue
+        for at in found[:num_found]:
+            source, column = at >> 32, at & 0xFFFFFFFF
+            query, score = queries_P[source], scores_PG[source, column]
+            if owners_G[column] == owners_B[query] or score <= marks_B[query]:
+                continue  # the mark may have risen since
+            above = np.float32(score - LEAST).view(np.uint32)
+            keys_BW[query, filled_B[query]] = np.uint64(above) << _HALF | np.uint64(ids_G[column])
+            filled_B[query] += 1
+            if filled_B[query] == keys_BW.shape[1]:
+                least = np.uint32(bring_greatest(keys_BW[query], num_entries) >> _HALF)
+                marks_B[query] = least.view(np.float32) + LEAST
+                filled_B[query] = num_entries
+        num_found = 0
+
+
+@compiled
+def _take_ids(keys_BW: U64, filled_B: I64, ids_BK: I64) -> None:
+    num_entries = ids_BK.shape[1]
+    for query in range(len(keys_BW)):
+        filled = filled_B[query]
+        if filled > num_entries:
+            bring_greatest(keys_BW[query, :filled], num_entries)
+        for at in range(num_entries):
+            ids_BK[query, at] = np.int64(keys_BW[query, at] & _LOW) if at < filled else -1

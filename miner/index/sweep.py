@@ -1,22 +1,26 @@
-"""Exact candidates: every anchor compared with every row, identity masked in the products.
+"""Exact candidates: every anchor compared with every row.
+
+Where few axes hold most of the rows' length, a product in those axes and what remains of both rows
+bound the similarity from above, so that most rows are done with at a fraction of the cost:
+
+    first rows -> marks -> each tile: bounds above the marks -> similarities above them -> best K
 
 Shape legend: N = rows, D = dimensions, A = anchors, B = anchors of a block, K = candidates,
-G = rows of a tile of the gallery, P = pairs of an anchor and a row of its identity.
+G = rows of a tile of the gallery, Q = leading axes and the remainder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from miner.core.ragged import ragged_arange
+from miner.compiled import read_only
+from miner.index.marks import marks_of
+from miner.index.projection import Projection
+from miner.index.sieve import Sieve
 from miner.index.threads import Each
-from miner.index.top_k import by_similarity, top_k
 from miner.types import Candidates, IdentityTable
 
 __all__ = ["sweep"]
@@ -25,11 +29,18 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 BLOCK = 512
-TILE = 2048
-"""A product of 512 anchors and 2,048 rows, 4 MB, is scanned while it is in the cache."""
-FIRST_TILES = 4
-MAX_PAIRS_PER_ANCHOR = 4096
-"""Of larger identities own rows are found tile by tile, not listed."""
+TILE = 512
+"""A product of 512 anchors and 512 rows, 1 MB, is scanned while it is in the cache."""
+FIRST = 4096
+"""Rows that are compared in all dimensions first, so that the others meet a mark."""
+ENERGY = 0.94
+FEW_AXES = 0.5
+"""With more than this share of the dimensions bounds would save little."""
+MIN_PRODUCTS = 10**8
+"""Below this a search is over before axes are found."""
+SPOILT = 1 / 16
+"""Where bounds of so many rows exceed their marks, products in all dimensions cost less."""
+ROUNDING = np.float32(1e-5)
 
 
 def sweep(  # noqa: PLR0913 - a search, and how it runs
@@ -55,19 +66,21 @@ def sweep(  # noqa: PLR0913 - a search, and how it runs
         each: From :func:`~miner.index.threads.workers`.
         on_progress: Called with (anchors done, anchors in all).
 
-    Cost: A N products of vectors, whatever the sizes of identities; some 20 MB in each thread.
+    Cost: A N products of vectors, of leading axes only where these hold most of the rows' length;
+        whatever the sizes of identities; some 20 MB in each thread.
     """
     num_anchors = len(anchor_ids_A)
     row_ids_AK = np.empty((num_anchors, num_candidates), np.int64)
     similarities_AK = np.empty((num_anchors, num_candidates), np.float32)
+    projection = _projection(embeddings_ND, num_anchors)
     done = 0
 
     def search(begin: int) -> None:
         nonlocal done
         part = slice(begin, begin + BLOCK)
-        block = _Block.of(embeddings_ND, identities, anchor_ids_A[part])
-        similarities_AK[part], row_ids_AK[part] = block.search(num_candidates)
-        done += len(block.own_B)
+        found = _block(embeddings_ND, identities, anchor_ids_A[part], num_candidates, projection)
+        similarities_AK[part], row_ids_AK[part] = found
+        done += len(found[0])
         if on_progress is not None:
             on_progress(done, num_anchors)
 
@@ -75,52 +88,50 @@ def sweep(  # noqa: PLR0913 - a search, and how it runs
     return Candidates(anchor_ids_A.astype(np.int64), row_ids_AK, similarities_AK)
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Some anchors, and the pairs of them with rows of their identity, ascending by row."""
+def _projection(embeddings_ND: F32, num_anchors: int) -> Projection | None:
+    """The axes in which bounds are taken, if that is worth it."""
+    num_rows, dim = embeddings_ND.shape
+    if num_anchors * num_rows < MIN_PRODUCTS:
+        return None
+    projection = Projection.fit(embeddings_ND, ENERGY, seed=0)
+    return projection if projection.num_axes <= FEW_AXES * dim else None
 
-    embeddings_ND: F32
-    identity_ids_N: npt.NDArray[np.int32]
-    queries_BD: F32
-    own_B: npt.NDArray[np.int32]
-    pairs: tuple[I64, I64] | None
 
-    @classmethod
-    def of(cls, embeddings_ND: F32, identities: IdentityTable, anchor_ids_B: I64) -> _Block:
-        own_B = identities.identity_ids_N[anchor_ids_B]
-        pairs = None
-        sizes_B = identities.sizes_I[own_B]
-        if sizes_B.sum() <= MAX_PAIRS_PER_ANCHOR * len(own_B):
-            position_P, anchor_P = ragged_arange(sizes_B)
-            row_P = identities.rows_N[identities.offsets_I1[own_B][anchor_P] + position_P]
-            by_row = np.argsort(row_P, kind="stable")
-            pairs = anchor_P[by_row], row_P[by_row]
-        queries_BD = np.ascontiguousarray(embeddings_ND[anchor_ids_B])
-        return cls(embeddings_ND, identities.identity_ids_N, queries_BD, own_B, pairs)
+def _block(
+    embeddings_ND: F32,
+    identities: IdentityTable,
+    anchor_ids_B: I64,
+    num_candidates: int,
+    projection: Projection | None,
+) -> tuple[F32, I64]:
+    anchors_BD = np.ascontiguousarray(embeddings_ND[anchor_ids_B])
+    ids_N = identities.identity_ids_N
+    owners_B = ids_N[anchor_ids_B]
+    first = min(len(ids_N), max(FIRST, 4 * num_candidates))
+    scores_BG = anchors_BD @ embeddings_ND[:first].T
+    marks_B = np.empty(len(anchors_BD), np.float32)
+    marks_of(scores_BG, owners_B, ids_N[:first], num_candidates, marks_B)
+    sieve = Sieve(anchors_BD, owners_B, read_only(embeddings_ND), ids_N, marks_B, num_candidates)
+    sieve.take(scores_BG, 0)
+    queries_BQ = None if projection is None else _split(projection, anchors_BD)
+    for begin in range(first, len(ids_N), TILE):
+        rows_GD = embeddings_ND[begin : begin + TILE]
+        if projection is None or queries_BQ is None:
+            sieve.take(anchors_BD @ rows_GD.T, begin)
+            continue
+        bounds_BG = queries_BQ @ _split(projection, rows_GD).T
+        if sieve.sift(bounds_BG, begin) > SPOILT * bounds_BG.size:
+            queries_BQ = None
+    return sieve.best()
 
-    def search(self, num_candidates: int) -> tuple[F32, I64]:
-        num_rows = len(self.identity_ids_N)
-        first = min(num_rows, max(FIRST_TILES * TILE, 4 * num_candidates))
-        best = top_k(self.scores(0, first), np.arange(first), num_candidates)
-        # Ascending rows are heaps, as FAISS keeps them.
-        similarities_BK = np.ascontiguousarray(best[0][:, ::-1])
-        row_ids_BK = np.ascontiguousarray(best[1][:, ::-1])
-        heaps: Any = faiss.float_minheap_array_t()
-        heaps.nh, heaps.k = row_ids_BK.shape
-        heaps.val, heaps.ids = faiss.swig_ptr(similarities_BK), faiss.swig_ptr(row_ids_BK)
-        for begin in range(first, num_rows, TILE):
-            scores_BG = self.scores(begin, min(begin + TILE, num_rows))
-            heaps.addn(scores_BG.shape[1], faiss.swig_ptr(scores_BG), begin, 0, len(scores_BG))
-        return by_similarity(similarities_BK, row_ids_BK)
 
-    def scores(self, begin: int, end: int) -> F32:
-        """[B, G] similarities to rows ``begin`` up to ``end``; -inf for an anchor's identity."""
-        scores_BG: F32 = self.queries_BD @ self.embeddings_ND[begin:end].T
-        if self.pairs is None:
-            is_own_BG = self.own_B[:, None] == self.identity_ids_N[None, begin:end]
-            scores_BG.reshape(-1)[np.flatnonzero(is_own_BG)] = -np.inf
-        else:
-            anchor_P, row_P = self.pairs
-            in_tile = slice(*np.searchsorted(row_P, (begin, end)))
-            scores_BG[anchor_P[in_tile], row_P[in_tile] - begin] = -np.inf
-        return scores_BG
+def _split(projection: Projection, rows_nD: F32) -> F32:
+    """[n, Q] leading axes, and the length of what remains.
+
+    Products of these are at least those of the rows: what remains of two rows has at most the
+    product of its lengths as its product (Cauchy and Schwarz).
+    """
+    leading_nP = projection(rows_nD)
+    squares_n = np.einsum("nd,nd->n", rows_nD, rows_nD)
+    squares_n -= np.einsum("np,np->n", leading_nP, leading_nP)
+    return np.column_stack((leading_nP, np.sqrt(np.maximum(squares_n, 0) + ROUNDING)))

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from miner.index.inverted_lists import Centroids
-from miner.index.list_join import NONE
 from miner.index.projection import Projection
+from miner.index.rescoring import NONE
 from miner.types import Candidates
 
 __all__ = ["WarmFile", "WarmStart"]
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 U32 = npt.NDArray[np.uint32]
 
+CHUNK = 2**16
+"""Anchors whose rows are put down at a time: no second copy of all candidates."""
 KEPT = 64
 """At most so many nearest rows are kept of each row, 4 bytes each."""
 VERSION = "1"
@@ -66,7 +68,10 @@ class WarmStart:
         if before is not None:
             common = min(width, before.neighbours_NW.shape[1])
             neighbours_NW[:, :common] = before.neighbours_NW[:, :common]
-        neighbours_NW[found.anchor_ids_A] = found.row_ids_AK[:, :width].astype(np.uint32)
+        for begin in range(0, len(found.anchor_ids_A), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            row_ids = found.row_ids_AK[part, :width]
+            neighbours_NW[found.anchor_ids_A[part]] = row_ids.astype(np.uint32)
         return cls(centroids, num_probes, neighbours_NW)
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from miner.errors import SearchError
 from miner.index import gpu, gpu_candidates, gpu_index
-from miner.index.candidates import find_candidates
 from miner.index.gpu import GpuSettings, GpuSupport, available, new_gpu_index
 from miner.index.gpu_candidates import gpu_candidates as search_candidates
 from miner.index.gpu_index import GpuIndex
@@ -233,17 +232,14 @@ def test_lists_are_probed_as_asked():
     assert lists.describe()["num_probes"] == 3
 
 
-def test_it_is_an_index_for_any_search():
-    embeddings, identity_ids = unit_rows(np.random.default_rng(6), 80, 5), np.arange(80) // 4
-    found = find_candidates(
-        built(embeddings, devices=(0, 1)),
-        embeddings,
-        IdentityTable.from_ids(identity_ids.astype(np.int32)),
-        np.arange(80),
-        num_candidates=90,
-        block=64,
-    )
-    assert_exact(found, embeddings, identity_ids, 90)
+def test_shards_find_each_row_and_then_what_a_sweep_finds():
+    embeddings, rows = unit_rows(np.random.default_rng(6), 80, 5), np.arange(80)
+    similarities, row_ids = built(embeddings, devices=(0, 1)).search(embeddings, 90)
+    with workers(1) as each:
+        others = sweep(embeddings, IdentityTable.from_ids(rows.astype(np.int32)), rows, 89, each)
+    assert (row_ids[:, 0] == rows).all()
+    assert (row_ids[:, 1:] == others.row_ids_AK).all()
+    np.testing.assert_allclose(similarities[:, 1:], others.similarities_AK, atol=1e-6)
 
 
 def test_a_search_deeper_than_the_gallery_is_padded():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miner.index import list_join
+from miner.index import join_batch, list_join
 from miner.index.gallery import CodedGallery
 from miner.index.inverted_lists import Centroids, default_num_lists
 from miner.index.list_join import ListJoin
@@ -57,7 +57,7 @@ def test_the_size_of_blocks_has_no_effect(monkeypatch, small):
     embeddings, identity_ids = unit_rows(rng, 400, 12), rng.integers(30, size=400)
     anchors = rng.integers(400, size=150)  # some rows more than once
     whole = join(embeddings, identity_ids, anchors, 7, lists=20, probes=4)
-    monkeypatch.setattr(list_join, small, 7)
+    monkeypatch.setattr(join_batch if small == "MAX_PRODUCT" else list_join, small, 7)
     parts = join(embeddings, identity_ids, anchors, 7, lists=20, probes=4, threads=1)
     assert (whole.row_ids_AK == parts.row_ids_AK).mean() > 0.999, "but for ties in float32"
     np.testing.assert_allclose(whole.similarities_AK, parts.similarities_AK, atol=1e-6)

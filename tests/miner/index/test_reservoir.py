@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miner.index.reservoir import Reservoir
-from tests.miner.index.test_top_k import by_sorting
+from tests.miner.index.test_keys import by_sorting
 
 
 @settings(deadline=None)
@@ -27,18 +27,18 @@ def test_it_keeps_the_best_whatever_the_order_and_size_of_the_matrices(
     # Whole numbers: taking a mark off and adding it again must not round.
     similarities = np.where(rng.random(similarities.shape) < hidden, -np.inf, similarities)
     similarities = similarities.astype(np.float32)
-    reservoir = Reservoir(np.full(queries, -1.0, np.float32), k)
+    owners = rng.integers(3, size=queries).astype(np.int32)
+    reservoir = Reservoir(owners, k)
     begin = 0
     for width in widths:
         taking = np.flatnonzero(rng.random(queries) < 0.8)  # some queries skip a matrix
-        skipped = np.setdiff1d(np.arange(queries), taking)
-        similarities[skipped, begin : begin + width] = -np.inf
-        ids = np.arange(begin, begin + width)
+        columns = slice(begin, begin + width)
+        owned = rng.integers(9, size=width).astype(np.int32)
         if len(taking):
-            if rng.random() < 0.5:
-                reservoir.make_room(taking)
-            part = similarities[taking, begin : begin + width]
-            reservoir.push(part - reservoir.marks_B[taking][:, None], taking, ids)
+            part = np.ascontiguousarray(similarities[taking, columns])
+            reservoir.push(part, taking.astype(np.int32), np.arange(begin, begin + width), owned)
+        similarities[np.setdiff1d(np.arange(queries), taking), columns] = -np.inf
+        similarities[:, columns][owners[:, None] == owned] = -np.inf
         begin += width
     ids = reservoir.ids()
     for query in range(queries):
@@ -47,6 +47,8 @@ def test_it_keeps_the_best_whatever_the_order_and_size_of_the_matrices(
 
 
 def test_what_does_not_exceed_the_mark_is_not_taken():
-    reservoir = Reservoir(np.array([0.5], np.float32), 3)
-    reservoir.push(np.array([[0.0, 0.1, -0.1]], np.float32), np.array([0]), np.arange(3))
+    reservoir = Reservoir(np.zeros(1, np.int32), 3)
+    reservoir.marks_B[:] = 0.5
+    scores = np.array([[0.5, 0.6, 0.4]], np.float32)
+    reservoir.push(scores, np.zeros(1, np.int32), np.arange(3), np.ones(3, np.int32))
     assert sorted(reservoir.ids()[0].tolist()) == [-1, -1, 1]

@@ -37,13 +37,19 @@ def test_candidates_equal_those_of_nested_loops(seed, rows, dim, identities, k, 
     assert_exact(swept(embeddings, identity_ids, anchors, k), embeddings, identity_ids, k)
 
 
-@pytest.mark.parametrize("changes", [{}, {"MAX_PAIRS_PER_ANCHOR": 0}], ids=["listed", "compared"])
+@pytest.mark.parametrize("spoilt", [0, 1])
+@pytest.mark.parametrize("decay", [1, 0.6], ids=["products", "bounds"])
 @pytest.mark.parametrize("large", [0, 390])
-def test_many_tiles_and_blocks_are_exact_with_identities_of_any_size(monkeypatch, changes, large):
-    for name, value in {"TILE": 32, "BLOCK": 24, "FIRST_TILES": 1, **changes}.items():
+def test_many_tiles_and_blocks_are_exact_with_identities_of_any_size(
+    monkeypatch, spoilt, decay, large
+):
+    small = {"TILE": 32, "BLOCK": 24, "FIRST": 70, "MIN_PRODUCTS": 0, "SPOILT": spoilt}
+    for name, value in small.items():
         monkeypatch.setattr(sweep_module, name, value)
     rng = np.random.default_rng(3)
-    embeddings, identity_ids = unit_rows(rng, 400, 9), rng.integers(1, 40, size=400)
+    embeddings = unit_rows(rng, 400, 20) * decay ** np.arange(20, dtype=np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    identity_ids = rng.integers(1, 40, size=400)
     identity_ids[:large] = 0
     identity_ids = np.unique(identity_ids, return_inverse=True)[1]
     anchors = np.arange(0, 400, 3)

@@ -9,8 +9,8 @@ from miner.index import list_search
 from miner.index.candidate_search import CandidateSearch
 from miner.index.config import IndexConfig
 from miner.index.inverted_lists import Centroids
-from miner.index.list_join import NONE
 from miner.index.projection import Projection
+from miner.index.rescoring import NONE
 from miner.index.warm_start import WarmFile, WarmStart
 from miner.types import Candidates, IdentityTable
 from tests.bench.vectors import clustered, moved

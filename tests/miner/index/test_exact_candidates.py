@@ -1,6 +1,5 @@
-"""Candidates against nested loops. Similarities within 1e-5 of each other count as ties."""
+"""Kind flat against nested loops. Similarities within 1e-5 of each other count as ties."""
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,21 +7,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from miner.errors import SearchError
-from miner.index.candidates import find_candidates
+from miner.index import candidate_search
+from miner.index.candidate_search import CandidateSearch
 from miner.index.config import IndexConfig
-from miner.index.flat import FlatIndex
 from miner.types import Candidates, IdentityTable
 from tests.miner.index.neighbour_oracle import assert_exact, unit_rows
 
 
-def mine(embeddings, identity_ids, anchors, k, block=4096, **options) -> Candidates:
-    index = FlatIndex(num_threads=1)
-    index.build(embeddings)
+def flat(embeddings, identity_ids) -> CandidateSearch:
     identities = IdentityTable.from_ids(np.asarray(identity_ids, np.int32))
-    anchors = np.asarray(anchors, np.int64)
-    return find_candidates(
-        index, embeddings, identities, anchors, num_candidates=k, block=block, **options
-    )
+    return CandidateSearch(embeddings, identities, IndexConfig(kind="flat"), num_threads=1)
+
+
+def mine(embeddings, identity_ids, anchors, k, **options) -> Candidates:
+    return flat(embeddings, identity_ids)(np.asarray(anchors, np.int64), k, **options)
 
 
 @settings(max_examples=60, deadline=None)
@@ -32,10 +30,9 @@ def mine(embeddings, identity_ids, anchors, k, block=4096, **options) -> Candida
     num_identities=st.integers(2, 12),
     dim=st.sampled_from([1, 2, 3, 7, 16, 33]),
     k=st.integers(1, 80),
-    block=st.sampled_from([1, 3, 4096]),
     distinct=st.integers(1, 60),
 )
-def test_candidates_equal_nested_loops(*, seed, num_rows, num_identities, dim, k, block, distinct):
+def test_candidates_equal_nested_loops(*, seed, num_rows, num_identities, dim, k, distinct):
     rng = np.random.default_rng(seed)
     # `distinct` below `num_rows` makes duplicates, within identities and across them.
     pool = unit_rows(rng, distinct, dim)
@@ -43,14 +40,14 @@ def test_candidates_equal_nested_loops(*, seed, num_rows, num_identities, dim, k
     identity_ids = rng.integers(0, num_identities, num_rows)
     _, identity_ids = np.unique(identity_ids, return_inverse=True)
     anchors = rng.integers(0, num_rows, 10)
-    candidates = mine(embeddings, identity_ids, anchors, k, block)
+    candidates = mine(embeddings, identity_ids, anchors, k)
     assert_exact(candidates, embeddings, identity_ids, k)
 
 
-def test_one_identity_holding_almost_all_rows_is_searched_deeper_until_exact():
+def test_one_identity_holding_almost_all_rows_hides_no_neighbour():
     rng = np.random.default_rng(0)
     embeddings = unit_rows(rng, 400, 6)
-    # The big identity is a tight cluster, so its anchors find only their own at first.
+    # The big identity is a tight cluster, so its anchors' nearest rows are all their own.
     embeddings[:390] = embeddings[0] + 0.01 * embeddings[:390]
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     identity_ids = np.array([0] * 390 + [1] * 9 + [2])
@@ -66,25 +63,6 @@ def test_one_identity_holding_almost_all_rows_is_searched_deeper_until_exact():
     )
     assert_exact(candidates, embeddings, identity_ids, 4)
     assert done[-1] == (58, 58)
-    assert len(done) > 3, "there were deeper searches"
-
-
-def test_deep_searches_keep_their_result_lists_small(monkeypatch):
-    monkeypatch.setattr("miner.index.candidates.MAX_RESULT_ENTRIES", 100)
-    rng = np.random.default_rng(1)
-    embeddings = unit_rows(rng, 200, 5)
-    identity_ids = np.array([0] * 150 + [1] * 49 + [2])
-    entries = []
-    search = FlatIndex.search
-
-    def watched(self, queries, k):
-        entries.append(len(queries) * k)
-        return search(self, queries, k)
-
-    monkeypatch.setattr(FlatIndex, "search", watched)
-    candidates = mine(embeddings, identity_ids, np.arange(200), 20)
-    assert_exact(candidates, embeddings, identity_ids, 20)
-    assert max(entries) <= 200, "one query alone may pass the bound"
 
 
 def test_the_candidate_ids_are_row_ids_of_the_whole_gallery():
@@ -114,48 +92,37 @@ def test_rows_not_of_length_one_are_refused_and_named(value):
     embeddings[[3, 69_000]] = value
     message = r"2 of 70000 embeddings .* rows \[3, 69000\]"
     with np.errstate(invalid="ignore"), pytest.raises(SearchError, match=message):
-        FlatIndex().build(embeddings)
+        mine(embeddings, np.arange(70_000), [0], 2)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,)])
 def test_a_gallery_of_a_wrong_form_is_refused(shape):
     with pytest.raises(SearchError, match="non-empty float32"):
-        FlatIndex().build(np.zeros(shape, np.float32))
+        mine(np.zeros(shape, np.float32), [0], [0], 2)
     with pytest.raises(SearchError, match="float64"):
-        FlatIndex().build(np.ones((3, 1)))
+        mine(np.ones((3, 1)), [0, 1, 2], [0], 2)
 
 
 def test_what_does_not_belong_together_is_refused():
-    embeddings = unit_rows(np.random.default_rng(0), 6, 3)
-    index = FlatIndex()
-    identities = IdentityTable.from_ids(np.array([0, 0, 1, 1, 2, 2], np.int32))
-    sizes = {"num_candidates": 2, "block": 8}
-    with pytest.raises(SearchError, match="the index holds 0 rows, the embeddings 6"):
-        find_candidates(index, embeddings, identities, np.array([0]), **sizes)
-    index.build(embeddings)
-    with pytest.raises(SearchError, match="the embeddings 5, the catalog 6"):
-        find_candidates(index, embeddings[:5], identities, np.array([0]), **sizes)
-    with pytest.raises(SearchError, match=r"2 anchors are no rows .* \[6, -1\]"):
-        find_candidates(index, embeddings, identities, np.array([0, 6, -1]), **sizes)
-    for wrong in ({"num_candidates": 0, "block": 8}, {"num_candidates": 2, "block": 0}):
-        with pytest.raises(SearchError, match="at least 1"):
-            find_candidates(index, embeddings, identities, np.array([0]), **wrong)
+    embeddings, identity_ids = unit_rows(np.random.default_rng(0), 6, 3), [0, 0, 1, 1, 2, 2]
+    with pytest.raises(SearchError, match="the embeddings hold 5 rows, the catalog 6"):
+        mine(embeddings[:5], identity_ids, [0], 2)
+    with pytest.raises(SearchError, match=r"2 anchors are no rows .* \[6, -1\].* 0 to 5"):
+        mine(embeddings, identity_ids, [0, 6, -1], 2)
+    with pytest.raises(SearchError, match="num_candidates=0 of at least 1"):
+        mine(embeddings, identity_ids, [0], 0)
 
 
-def test_the_flat_index_pads_beyond_its_rows_and_describes_itself():
+def test_rows_are_checked_by_the_first_search_only_and_described(monkeypatch):
     embeddings = unit_rows(np.random.default_rng(0), 3, 5)
-    index = FlatIndex(num_threads=1)
-    with pytest.raises(SearchError, match="gallery of 0 rows"):
-        index.search(embeddings, 1)
-    index.build(embeddings)
-    similarities, row_ids = index.search(embeddings, 5)
-    assert row_ids[:, 0].tolist() == [0, 1, 2]
-    assert (row_ids[:, 3:] == -1).all()
-    assert np.isneginf(similarities[:, 3:]).all()
-    assert index.describe() == {"kind": "flat", "num_rows": 3, "dim": 5}
-    assert faiss.omp_get_max_threads() == 1
-    with pytest.raises(SearchError, match=r"\[3, 4\] in a gallery of 3 rows of 5 dimensions"):
-        index.search(embeddings[:, :4], 1)
+    checked = []
+    monkeypatch.setattr(candidate_search, "check_embeddings", checked.append)
+    search = flat(embeddings, [0, 1, 1])
+    assert search.description == {}
+    for _ in range(2):
+        search(np.array([0]), 5)
+    assert len(checked) == 1
+    assert search.description == {"kind": "flat", "num_rows": 3, "dim": 5}
 
 
 def test_impossible_settings_are_refused():
