@@ -30,8 +30,8 @@ from miner.core.positives import random_positives
 from miner.core.quarantine import Quarantine, inspect_identities
 from miner.core.similarities import pair_similarities
 from miner.data.glyphs import write_glyphs
-from miner.index.candidates import find_candidates
-from miner.index.flat import FlatIndex
+from miner.index.candidate_search import CandidateSearch
+from miner.index.config import IndexConfig
 from miner.types import Candidates, IdentityTable
 from tests.bench.composition_train import WARMUP, Arm, Rounds, Split, Study
 from trainer.config import LossConfig
@@ -124,11 +124,8 @@ def embed(module: torch.nn.Module, split: Split) -> np.ndarray:
 
 def search(embeddings_ND: np.ndarray, identities: IdentityTable) -> Candidates:
     anchors = np.flatnonzero(identities.sizes_I[identities.identity_ids_N] >= 2)
-    index = FlatIndex()
-    index.build(embeddings_ND)
-    return find_candidates(
-        index, embeddings_ND, identities, anchors, num_candidates=NUM_CANDIDATES, block=4096
-    )
+    exact = CandidateSearch(embeddings_ND, identities, IndexConfig(kind="flat"))
+    return exact(anchors, NUM_CANDIDATES)
 
 
 def inspect(

@@ -26,8 +26,8 @@ from sentence_transformers.util import mine_hard_negatives
 from miner.core import QuarantineConfig, Selection, SelectionConfig, mine_round
 from miner.core.positives import random_positives
 from miner.core.report import gini
-from miner.index.candidates import find_candidates
-from miner.index.flat import FlatIndex
+from miner.index.candidate_search import CandidateSearch
+from miner.index.config import IndexConfig
 from miner.types import Candidates, IdentityTable
 from tests.bench.side_by_side_report import markdown
 from tests.bench.vectors import FAMILY, FAMILY_SPREAD, LOOSENESS, Clustered, clustered
@@ -207,8 +207,9 @@ class Ours:
 
     def __init__(self, made: Clustered) -> None:
         self._made, self._identities = made, IdentityTable.from_ids(made.identity_ids_N)
-        self._index = FlatIndex()
-        self._index.build(made.embeddings_ND)
+        self._exact = CandidateSearch(
+            made.embeddings_ND, self._identities, IndexConfig(kind="flat")
+        )
         self._found: dict[int, tuple[Candidates, np.ndarray]] = {}
         self._searching = np.zeros(2)
 
@@ -242,14 +243,7 @@ class Ours:
     def _search(self, anchor_ids_A: np.ndarray, num_candidates: int) -> Candidates:
         if num_candidates not in self._found:
             begun = now()
-            found = find_candidates(
-                self._index,
-                self._made.embeddings_ND,
-                self._identities,
-                anchor_ids_A,
-                num_candidates=num_candidates,
-                block=16384,
-            )
+            found = self._exact(anchor_ids_A, num_candidates)
             self._found[num_candidates] = found, now() - begun
             self._searching += self._found[num_candidates][1]
         found, _ = self._found[num_candidates]
@@ -325,10 +319,9 @@ def describe(made: Clustered) -> dict:
     ids_N = made.identity_ids_N
     sizes_I = np.bincount(ids_N)
     probes = np.random.default_rng(0).permutation(len(ids_N))[:5000]
-    index = FlatIndex()
-    index.build(made.embeddings_ND)
-    _, near = index.search(made.embeddings_ND[probes], 2)
-    nearest = np.where(near[:, 0] == probes, near[:, 1], near[:, 0])
+    alone = IdentityTable.from_ids(np.arange(len(ids_N), dtype=np.int32))
+    exact = CandidateSearch(made.embeddings_ND, alone, IndexConfig(kind="flat"))
+    nearest = exact(probes, 1).row_ids_AK[:, 0]
     other = ids_N[nearest] != ids_N[probes]
     planted = {frozenset(pair) for pair in made.duplicates_Q2.tolist()}
     twin = [
