@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 ExactSearch = Callable[[I64, int, Progress | None], Candidates]
 
 FLAT_PRODUCTS = 4 * 10**9
-"""Up to so many products of vectors `auto` is exact: some 20 s on two cores at 128 dimensions."""
+"""Up to so many products of vectors `auto` is exact: some 10 s on two cores at 128 dimensions."""
 FLAT_PRODUCTS_OF_GPU = 10**12
 """The same where a GPU makes the products."""
 PROBED_SAMPLE = 1000

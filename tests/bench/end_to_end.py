@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import safe_open
 
 import tests.bench.vectors
 from miner.types import IdentityTable
@@ -56,6 +57,8 @@ THEIRS: dict[str, Any] = {"range_max": NUM_CANDIDATES, "num_negatives": NEGATIVE
 ALL_ANCHORS_UP_TO = 100_000
 FEW = 100
 """Anchors of the run that shows what theirs does once per corpus."""
+JUDGED, RECALL_AT = 10_000, 10
+"""Anchors on which recall is measured after the clock has stopped, and of how many rows."""
 LIMIT_S = 3600
 FILES = ("embeddings.npy", "identities.npy")
 LIBRARIES = ("sentence-transformers", "datasets", "torch", "faiss-cpu", "numpy", "pyarrow")
@@ -166,14 +169,16 @@ def mine_ours(folder: Path, _num_anchors: int) -> dict[str, Any]:
         import_module(name)  # not to be timed
     files = [str(folder / name) for name in FILES]
     out = folder / f"rounds-{os.getpid()}"
+    ids_N = np.load(folder / FILES[1])
     before_mb = peak_mb()
     try:
         mined, took = timed(lambda: mine(*files, out=out, config=OURS))
+        peak = peak_mb()
+        judged = judge(folder, out)
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    peak = peak_mb()
     assert mined.manifest is not None
-    record, ids_N = mined.manifest, np.load(folder / FILES[1])
+    record = mined.manifest
     arrays_mb = len(ids_N) * (DIM * 4 + NUM_CANDIDATES * 12) / 1e6
     anchors_T, _, negatives_T = mined.groups.triplet_rows()
     rest_s = took["seconds"] - sum(record.phases_s.values())
@@ -185,10 +190,35 @@ def mine_ours(folder: Path, _num_anchors: int) -> dict[str, Any]:
         "beyond_embeddings_and_candidates_mb": peak - arrays_mb,
         "groups": record.num_groups,
         "recall": record.recall,
+        "judged_recall": judged,
         "index": record.index,
         "phases_s": record.phases_s | {"writing": round(rest_s, 3)},
         **describe(anchors_T, negatives_T, ids_N, np.arange(len(ids_N))),
     }
+
+
+def judge(folder: Path, out: Path) -> dict[str, float] | None:
+    """Recall of the candidates that a search has left, by exact ones of a sample; None if none."""
+    from miner.index.recall import measure_recall
+    from miner.index.sweep import sweep
+    from miner.index.threads import workers
+    from miner.types import Candidates
+
+    if not (out / "search.safetensors").exists():
+        return None
+    rows_ND = np.load(folder / FILES[0])
+    _, ids_N = np.unique(np.load(folder / FILES[1]), return_inverse=True)
+    anchors_S = np.sort(
+        np.random.default_rng(SEED).choice(len(rows_ND), min(JUDGED, len(rows_ND)), replace=False)
+    )
+    with safe_open(out / "search.safetensors", "numpy") as file:
+        found_SR = file.get_tensor("neighbours")[anchors_S, :RECALL_AT].astype(np.int64)
+    similarities_SR = np.einsum("sd,srd->sr", rows_ND[anchors_S], rows_ND[found_SR])
+    identities = IdentityTable.from_ids(ids_N.astype(np.int32))
+    with workers(os.cpu_count() or 1) as each:
+        exact = sweep(rows_ND, identities, anchors_S, RECALL_AT, each)
+    recall = measure_recall(Candidates(anchors_S, found_SR, similarities_SR), exact, RECALL_AT)
+    return {"value": recall.value, "low": recall.low, "high": recall.high}
 
 
 def mine_theirs(folder: Path, num_anchors: int) -> dict[str, Any]:
@@ -283,6 +313,7 @@ def save(options: argparse.Namespace, num_rows: int, runs: dict[str, list[dict[s
         "num_candidates": NUM_CANDIDATES,
         "negatives": NEGATIVES,
         "few": FEW,
+        "judged": JUDGED,
         "settings": {"ours": OURS, "theirs": THEIRS},
         "runs": runs,
         "medians": {side: medians(runs[side]) for side in runs},

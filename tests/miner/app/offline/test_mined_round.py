@@ -106,7 +106,7 @@ def test_a_normalised_float32_file_is_used_as_it_lies_on_the_disk(
 
     def spy(search: Any, embeddings_ND: Any, *arguments: Any, **options: Any) -> Any:
         found = mined_round_of_core(search, embeddings_ND, *arguments, **options)
-        seen.extend((embeddings_ND, search._search._flat._embeddings_ND))
+        seen.extend((embeddings_ND, search._search._embeddings_ND))
         return found
 
     mined_round_of_core = mined_round.mine_round
