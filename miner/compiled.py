@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core.caching import FunctionCache
 
 __all__ = ["compiled", "read_only"]
+
+logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -19,14 +26,16 @@ def compiled(function: Function) -> Function:
 
     Sums of floats may be taken in any order, so that they use the processor's vectors. What was
     compiled is kept beside the module, or in the user's cache, for later processes; where neither
-    can be written to, each process compiles anew. Indices are not checked.
+    can be written to, or what lies there is damaged, a process compiles anew. Indices are not
+    checked.
     """
-    settings: Any = {"nogil": True, "fastmath": {"reassoc", "contract"}}
+    machine_code: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})(function)
     try:
-        machine_code: Function = numba.njit(cache=True, **settings)(function)
-    except RuntimeError:  # nowhere to keep it
-        machine_code = numba.njit(**settings)(function)
-    return machine_code
+        machine_code._cache = _Cache(function)
+    except RuntimeError:
+        logger.debug("%s is compiled in every process: nowhere to keep it", function.__name__)
+    kept: Function = machine_code
+    return kept
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -34,3 +43,38 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's, which takes files for whole that are not, and no notice of functions called."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as exc:
+            logger.warning("%s is compiled anew: %s", self._name, exc)
+            try:
+                self.flush()
+            except OSError as refused:
+                logger.debug("and its damaged files stay: %s", refused)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception as exc:
+            logger.warning("%s will be compiled again: %s", self._name, exc)
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return (*super()._index_key(sig, codegen), _digest_of_sources())
+
+
+@functools.cache
+def _digest_of_sources() -> str:
+    """Of all modules with compiled functions: one may hold a copy of another's code."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        source = path.read_bytes()
+        if b"@compiled" in source:
+            digest.update(source)
+    return digest.hexdigest()

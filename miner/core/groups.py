@@ -126,14 +126,14 @@ def build_groups(
 
     num_blocks_of_a_group = 1 + -(-num_triplets // max(1, len(begins_G)))
     parts = cut(len(begins_G), max(1, _BLOCK // num_blocks_of_a_group)) or [slice(0, 0)]
-    # Room for as many rows as there may be: what is never written to takes no memory.
-    most = max(2, samples_per_identity) * (len(begins_G) + num_triplets)
-    rows_R, num_rows_G = np.empty(most, np.int64), np.empty(len(begins_G), np.int64)
+    sizes_N = identities.sizes_I[identities.identity_ids_N]
+    num_rows = np.minimum(sizes_N[anchors.ids_A[anchors_G]], max(2, samples_per_identity)).sum()
+    num_rows += np.minimum(sizes_N[negatives.rows_T], samples_per_identity).sum()
+    rows_R, num_rows_G = np.empty(num_rows, np.int64), np.empty(len(begins_G), np.int64)
     end = 0
     for part, (rows_r, num_rows_g) in zip(parts, map_blocks(build, parts), strict=True):
         begin, end = end, end + len(rows_r)
         rows_R[begin:end], num_rows_G[part] = rows_r, num_rows_g
-    rows_R = rows_R[:end]
     return Groups(
         row_ids_R=rows_R,
         identity_ids_R=identities.identity_ids_N[rows_R],

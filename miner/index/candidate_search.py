@@ -106,6 +106,8 @@ class CandidateSearch:
         self._check(anchor_ids_A, num_candidates)
         num_rows, dim = self._embeddings_ND.shape
         kind, reason = self._choose(len(anchor_ids_A))
+        if self._before is not None:
+            self._before.require_fit(*self._embeddings_ND.shape)
         if kind == "flat" or not len(anchor_ids_A):
             self.description = {"kind": "flat", "num_rows": num_rows, "dim": dim, **reason}
             return self._exact(anchor_ids_A, num_candidates, on_progress)
@@ -260,10 +262,14 @@ class CandidateSearch:
             if recall.value >= self._config.min_recall:
                 return found, recall
             tried.append(f"{what['num_probes']} probes: {recall}")
-            lists.deepen(exact)
+            if not lists.deepen(exact):
+                advice = "all were searched: take kind flat"
+                break
+        else:
+            advice = "set num_probes higher, or take kind flat"
         raise SearchError(
             f"recall stayed below min_recall={self._config.min_recall}: {'; '.join(tried)}, of "
-            f"{what['num_lists']} lists; set num_probes higher, or take kind flat"
+            f"{what['num_lists']} lists; {advice}"
         )
 
     def _completed(self, found: Candidates) -> Candidates:

@@ -87,9 +87,9 @@ class GpuLists:
             on_progress=on_progress,
         )
 
-    def deepen(self, exact: Candidates) -> None:  # noqa: ARG002 - as ListSearch
-        """Probe twice as many lists from now on, up to `MAX_DEPTH`."""
-        self._deepened()
+    def deepen(self, exact: Candidates) -> bool:  # noqa: ARG002 - as ListSearch
+        """Probe twice as many lists from now on, up to `MAX_DEPTH`; whether there were more."""
+        return self._deepened()
 
     def _deepened(self) -> bool:
         before = self._index.num_probes

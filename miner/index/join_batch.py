@@ -89,12 +89,12 @@ class Batch:
             Anchors by the list that they are still to probe; [L] where each list's anchors end.
         """
         join = self.join
-        fine_LQ = join.centroids.fine_LP
+        fine_LQ, num_kept = join.centroids.fine_LP, join.num_entries(num_candidates)
         parts = [np.empty((0, 2), np.int32)]
         for list_id, run in self._runs():
             short, ends = join.near_lists(list_id, SHORTLISTED + SHORTLISTED_PER_PROBE * num_probes)
             num_near = int(np.searchsorted(ends, NEAR_ROWS_PER_CANDIDATE * num_candidates)) + 1
-            self._search_near(reservoir, run, short[:num_near], num_candidates)
+            self._search_near(reservoir, run, short[:num_near], num_kept)
             scores_BS = self.queries_BQ[run] @ fine_LQ[short].T
             here = min(len(short), join.probes_here(ends, num_probes))
             probes = np.empty((scores_BS.size + 1, 2), np.int32)
@@ -106,9 +106,7 @@ class Batch:
         turn_round(probes, anchors, ends_L)
         return anchors, ends_L
 
-    def _search_near(
-        self, reservoir: Reservoir, run: slice, lists: I64, num_candidates: int
-    ) -> None:
+    def _search_near(self, reservoir: Reservoir, run: slice, lists: I64, num_kept: int) -> None:
         """Search some lists, and raise the marks to what so many of their rows exceed."""
         join = self.join
         position, owner = ragged_arange(join.offsets_L1[lists + 1] - join.offsets_L1[lists])
@@ -120,7 +118,7 @@ class Batch:
             part = slice(begin, min(begin + step, run.stop))
             scores_PG = self.queries_BQ[part] @ gallery_GQ.T
             marks_P = np.empty(part.stop - begin, np.float32)
-            marks_of(scores_PG, self.owners_B[part], owners_G, num_candidates, marks_P)
+            marks_of(scores_PG, self.owners_B[part], owners_G, num_kept, marks_P)
             reservoir.marks_B[part] = np.maximum(marks_P - ROUNDING, LEAST)
             queries_P = np.arange(begin, part.stop, dtype=np.int32)
             reservoir.push(scores_PG, queries_P, places_G, owners_G)

@@ -36,6 +36,8 @@ ENERGIES = (0.94, 0.99, 1.0)
 """Shares of the rows' squared length in the axes that are searched; the next if need be."""
 STALE = 1.5
 """Lists are trained anew once they take so many times the probes."""
+FEW_LISTS = 0.1
+"""Training makes so many lists more or fewer than asked for."""
 MAX_ROWS = 2**32 - 1
 
 
@@ -114,7 +116,8 @@ class ListSearch:
                 depths = Depths.of(self._join, exact, known_NW)
             self._num_probes = self._config.num_probes or depths.reaching(aim)
             found = self.search(exact.anchor_ids_A, num_candidates, each)
-            kept = measure_recall(found, exact, at).value / depths.share(self._num_probes)
+            reached = max(depths.share(self._num_probes), 1e-9)
+            kept = max(measure_recall(found, exact, at).value / reached, 1e-9)
             if kept >= aim + (1 - aim) / 2:
                 break
         if self._config.num_probes is None:
@@ -135,11 +138,18 @@ class ListSearch:
             anchor_ids_A, num_candidates, self._num_probes, each, on_progress, known_NW=known_NW
         )
 
-    def deepen(self, exact: Candidates) -> None:
-        """Probe twice as many lists from now on, or as many as these nearest rows need."""
+    def deepen(self, exact: Candidates) -> bool:
+        """Probe twice as many lists from now on, or as many as these nearest rows need.
+
+        Returns:
+            Whether there were more lists to probe.
+        """
         assert self._join is not None, "prepare comes first"
+        if self._num_probes >= self._join.centroids.num_lists:
+            return False
         enough = Depths.of(self._join, exact).reaching(self._config.target_recall)
         self._num_probes = max(2 * self._num_probes, enough)
+        return True
 
     def remember(self, found: Candidates) -> None:
         """Keep in mind what was found, and let the lists go: the memory is needed elsewhere."""
@@ -172,7 +182,10 @@ class ListSearch:
 
     def _proposed(self) -> Iterator[Centroids]:
         """Centroids to search with: those of the last search, then newly trained ones."""
-        if self._warm is not None:
+        wanted = self._config.num_lists
+        if self._warm is not None and (
+            wanted is None or abs(self._warm.centroids.num_lists - wanted) <= FEW_LISTS * wanted
+        ):
             yield self._warm.centroids
         num_rows, dim = self._embeddings_ND.shape
         if num_rows > MAX_ROWS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from miner.compiled import compiled
@@ -15,8 +16,9 @@ __all__ = ["bring_greatest"]
 def bring_greatest(values: npt.NDArray[Any], count: int) -> Any:
     """Bring the ``count`` greatest of some values to the front, in no order; returns their least.
 
-    Hoare's quickselect. Values are moved without branches, which none could predict, and those
-    equal to a pivot are left together, so that any number of equal ones costs no more.
+    Hoare's quickselect; the pivot is the middle one of three values at random, so that an order is
+    bad only by chance. Values are moved without branches, which none could predict, and those equal
+    to a pivot are left together, so that any number of equal ones costs no more.
 
     Args:
         values: [n] floats but NaN, or integers; changed in place.
@@ -24,10 +26,14 @@ def bring_greatest(values: npt.NDArray[Any], count: int) -> Any:
 
     Cost: O(n) on average.
     """
-    low, high = 0, len(values)
+    low, high, random = 0, len(values), np.uint32(2463534242)
     while True:
-        first, middle, last = values[low], values[(low + high) // 2], values[high - 1]
-        pivot = max(min(first, middle), min(max(first, middle), last))
+        random = np.uint32(random * np.uint32(1664525) + np.uint32(1013904223))
+        stride, last = (high - low + 2) // 3, high - 1
+        place = low + int(random >> np.uint32(8)) % stride
+        one, other = min(place + stride, last), min(place + 2 * stride, last)
+        low_value, value, high_value = values[place], values[one], values[other]
+        pivot = max(min(low_value, value), min(max(low_value, value), high_value))
         greater = low
         for place in range(low, high):
             value = values[place]

@@ -21,10 +21,28 @@ U32 = npt.NDArray[np.uint32]
 
 NONE = np.uint32(2**32 - 1)
 """In place of a row that is known, where there is none."""
+FEW_KEYS = 96
+"""Up to so many are sorted faster by insertion."""
 
 
 @compiled
-def rescore(  # noqa: PLR0912, PLR0913, PLR0917 - compiled: no keywords, small steps
+def _sort_down(keys: npt.NDArray[np.uint64]) -> None:
+    """Sort, the greatest first."""
+    if len(keys) > FEW_KEYS:
+        keys.sort()
+        keys[:] = keys[::-1].copy()
+        return
+    for entry in range(1, len(keys)):
+        key = keys[entry]
+        place = entry
+        while place > 0 and keys[place - 1] < key:
+            keys[place] = keys[place - 1]
+            place -= 1
+        keys[place] = key
+
+
+@compiled
+def rescore(  # noqa: PLR0913, PLR0917 - compiled: no keywords, small steps
     anchors_BD: F32,
     embeddings_ND: F32,
     identity_ids_N: I32,
@@ -76,12 +94,8 @@ def rescore(  # noqa: PLR0912, PLR0913, PLR0917 - compiled: no keywords, small s
                 similarity += anchor_D[axis] * embedding_D[axis]
             similarities_E[entry] = similarity
         for entry in range(held):  # apart from the above: reads do not wait for branches
-            key = key_of(similarities_E[entry], rows_E[entry])
-            place = entry
-            while place > 0 and keys_E[place - 1] < key:
-                keys_E[place] = keys_E[place - 1]
-                place -= 1
-            keys_E[place] = key
+            keys_E[entry] = key_of(similarities_E[entry], rows_E[entry])
+        _sort_down(keys_E[:held])
         target = places_B[anchor]
         written = 0
         for place in range(held):

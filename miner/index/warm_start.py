@@ -20,6 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from miner.errors import SearchError
 from miner.index.inverted_lists import Centroids
 from miner.index.projection import Projection
 from miner.index.rescoring import NONE
@@ -73,6 +74,25 @@ class WarmStart:
             row_ids = found.row_ids_AK[part, :width]
             neighbours_NW[found.anchor_ids_A[part]] = row_ids.astype(np.uint32)
         return cls(centroids, num_probes, neighbours_NW)
+
+    def require_fit(self, num_rows: int, dim: int) -> None:
+        """Accepts what a search over as many rows of as many dimensions has left.
+
+        Raises:
+            SearchError: It is of others.
+        """
+        rows, of_dim = len(self.neighbours_NW), self.centroids.projection.dim
+        if (rows, of_dim) != (num_rows, dim):
+            raise SearchError(
+                f"what an earlier search has left is of {rows} rows of {of_dim} dimensions, not of "
+                f"{num_rows} of {dim}: start without it"
+            )
+        outside = (self.neighbours_NW >= num_rows) & (self.neighbours_NW != NONE)
+        if outside.any():
+            raise SearchError(
+                f"what an earlier search has left names {np.count_nonzero(outside)} rows beyond "
+                f"the {num_rows} that there are: start without it"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from miner.index import candidate_search, gpu_index
 from miner.index.candidate_search import CandidateSearch
 from miner.index.config import GpuConfig, IndexConfig
 from miner.index.gpu import GpuSupport
+from miner.index.list_join import ListJoin
 from miner.types import IdentityTable
 from tests.bench.vectors import clustered
 from tests.miner.index.neighbour_oracle import assert_exact, unit_rows
@@ -67,6 +68,36 @@ def test_a_search_that_stays_below_the_floor_is_refused_with_its_figures(made, m
     figures = r"min_recall=0\.999: 1 probes: recall@10 0\..* probes: recall@10 0\.9"
     with pytest.raises(SearchError, match=figures):
         searched(made.embeddings_ND, made.identity_ids_N, config)
+
+
+def test_once_all_lists_are_searched_there_is_nothing_deeper_to_try(made, monkeypatch):
+    searches, search = [], ListJoin.search
+    monkeypatch.setattr(
+        ListJoin, "search", lambda *given, **named: searches.append(1) or search(*given, **named)
+    )
+    config = IndexConfig(kind="ivfpq", num_lists=1, min_recall=0.999, target_recall=0.999)
+    with pytest.raises(SearchError, match=r"1 probes: [^;]*; all were searched: take kind flat"):
+        searched(made.embeddings_ND, made.identity_ids_N, config, k=1)
+    of_the_sample = 3  # one for each share of energy
+    assert len(searches) <= of_the_sample + 1
+
+
+def test_lists_that_hold_nothing_but_an_anchors_own_identity_are_deepened():
+    rng = np.random.default_rng(0)
+    identity_ids = np.arange(4000) % 200
+    rows = unit_rows(rng, 200, 32)[identity_ids] + 0.02 * rng.standard_normal((4000, 32))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    config = IndexConfig(kind="ivf", num_lists=200, num_probes=1)
+    search, _ = searched(rows, identity_ids, config)
+    assert search.recall.value >= config.min_recall
+    assert search.description["num_probes"] > 1
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_codes_are_made_up_for_by_comparing_more_rows_than_are_wanted(made, k):
+    config = IndexConfig(kind="ivfpq", num_lists=1, min_recall=0.0)
+    search, _ = searched(made.embeddings_ND, made.identity_ids_N, config, k=k)
+    assert search.recall.value > 0.85
 
 
 def test_auto_is_exact_for_few_anchors_and_says_why(made, monkeypatch):

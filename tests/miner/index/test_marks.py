@@ -1,6 +1,9 @@
 """Marks against counting who reaches them."""
 
+import time
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,3 +45,19 @@ def test_the_greatest_come_to_the_front_whatever_is_equal(values, data):
     assert sorted(array[:count].tolist(), reverse=True) == expected[:count]
     assert sorted(array.tolist(), reverse=True) == expected
     assert least == expected[count - 1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.r_[np.arange(1e5), np.arange(1e5)[::-1]],
+        np.r_[np.arange(1e5)[::-1], np.arange(1e5)],
+        np.arange(2e5),
+        np.zeros(200_000),
+    ],
+    ids=["rising and falling", "falling and rising", "rising", "equal"],
+)
+def test_no_order_of_the_values_takes_many_passes(values):
+    expected, began_s = np.sort(values)[-50], time.process_time()
+    assert bring_greatest(values.astype(np.float32), 50) == expected
+    assert time.process_time() - began_s < 5, "in one of the orders it would be minutes"

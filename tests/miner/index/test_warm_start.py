@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from miner.errors import SearchError
 from miner.index import list_search
 from miner.index.candidate_search import CandidateSearch
 from miner.index.config import IndexConfig
@@ -145,3 +146,26 @@ class TestFile:
         with caplog.at_level(logging.WARNING):
             WarmFile(tmp_path / "file" / "warm", "abc").save(warm)
         assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("changed", ["fewer rows", "other dimensions", "rows that are not there"])
+def test_what_a_search_over_other_rows_has_left_is_refused(made, changed):
+    rows, identity_ids = made.embeddings_ND, made.identity_ids_N
+    before = searched(rows, identity_ids)[0].warm_start
+    match changed:
+        case "fewer rows":
+            rows, identity_ids = rows[:-9], np.unique(identity_ids[:-9], return_inverse=True)[1]
+        case "other dimensions":
+            rows = unit_rows(np.random.default_rng(0), len(rows), 9)
+        case _:
+            before.neighbours_NW[7, 0] = len(rows)
+    with pytest.raises(SearchError, match="what an earlier search has left"):
+        searched(rows, identity_ids, before)
+
+
+def test_a_configured_number_of_lists_holds_for_a_warm_search_too(made):
+    first, _ = searched(made.embeddings_ND, made.identity_ids_N)
+    config = CONFIG.model_copy(update={"num_lists": 16})
+    warm, _ = searched(made.embeddings_ND, made.identity_ids_N, first.warm_start, config)
+    assert first.description["num_lists"] > 30
+    assert warm.description["num_lists"] < 20
