@@ -106,7 +106,7 @@ class Centroids:
 
 def default_num_lists(num_rows: int) -> int:
     """Grows with ``N ** 0.7``: what each list costs is small beside searching it."""
-    return max(1, min(int(num_rows**0.7 / 4), num_rows // MIN_ROWS_PER_LIST, MAX_LISTS))
+    return max(1, min(int(num_rows**0.7 / 3), num_rows // MIN_ROWS_PER_LIST, MAX_LISTS))
 
 
 def _k_means(sample_SP: F32, num_clusters: int, seed: int) -> F32:

@@ -35,7 +35,7 @@ MAX_RUN = 1024
 """Anchors of a list whose lists are chosen at a time."""
 ROUNDING = np.float32(1e-5)
 """Between two products of the same vectors in matrices of other shapes."""
-SHORTLISTED, SHORTLISTED_PER_PROBE = 32, 5
+SHORTLISTED, SHORTLISTED_PER_PROBE = 32, 8
 """An anchor's lists are chosen among so many lists nearest to its own, and more for each probe."""
 
 

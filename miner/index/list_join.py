@@ -1,6 +1,6 @@
 """Candidates of many anchors at once from inverted lists: a join of anchors and lists.
 
-    anchors by nearest list, some 50,000 at a time
+    anchors by nearest list, some 30,000 at a time
       -> rows near their list: similarities that K rows of each anchor exceed         (marks)
       -> each list with all anchors that probe it: one product                        (a reservoir)
       -> rows in the reservoir compared in all dimensions                             (candidates)
@@ -36,7 +36,7 @@ I64 = npt.NDArray[np.int64]
 
 MAX_HELD = 3 * 2**22
 """Bounds the reservoirs of the anchors joined at a time: 96 MB."""
-MAX_JOINED = 3 * 2**14
+MAX_JOINED = 2**15
 MIN_JOINED = 2**10
 """Fewer anchors probe as many lists, and take as long, as these."""
 ASSIGNED = 2**18
