@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,6 @@ import numpy.typing as npt
 from numba.core.caching import FunctionCache
 
 __all__ = ["compiled", "read_only"]
-
-logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,10 +28,8 @@ def compiled(function: Function) -> Function:
     checked.
     """
     machine_code: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})(function)
-    try:
+    with contextlib.suppress(RuntimeError):  # there is nowhere to keep it
         machine_code._cache = _Cache(function)
-    except RuntimeError:
-        logger.debug("%s is compiled in every process: nowhere to keep it", function.__name__)
     kept: Function = machine_code
     return kept
 
@@ -51,19 +47,14 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception as exc:
-            logger.warning("%s is compiled anew: %s", self._name, exc)
-            try:
+        except Exception:  # whatever damaged files may raise
+            with contextlib.suppress(OSError):
                 self.flush()
-            except OSError as refused:
-                logger.debug("and its damaged files stay: %s", refused)
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        try:
+        with contextlib.suppress(Exception):  # a full disk, or damaged files
             super().save_overload(sig, data)
-        except Exception as exc:
-            logger.warning("%s will be compiled again: %s", self._name, exc)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         return (*super()._index_key(sig, codegen), _digest_of_sources())
