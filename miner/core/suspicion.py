@@ -1,6 +1,6 @@
 """The evidence that pairs of identities are one: copies, and neighbours across.
 
-Pure NumPy; finds no pairs itself. Shape legend: N = rows of the catalog, D = dimensions, Q = pairs,
+Finds no pairs itself. Shape legend: N = rows of the catalog, D = dimensions, Q = pairs,
 W = samples of both identities of a pair.
 """
 

@@ -1,8 +1,8 @@
 """Anchors joined at a time with the lists that they probe.
 
 Shape legend: N = rows, D = dimensions, Q = axes, P = anchors that probe a list, L = lists,
-S = lists near another, I = identities, B = anchors of the batch, K = candidates, E = entries of a
-reservoir, G = rows of the gallery in one product.
+S = lists near another, B = anchors of the batch, E = entries of a reservoir, G = rows of the
+gallery in one product.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ I64 = npt.NDArray[np.int64]
 MAX_PRODUCT = 2**18
 """A product of so many entries, 1 MB, is scanned while it is in the cache."""
 NEAR_ROWS_PER_CANDIDATE = 20
+"""Rows near an anchor's list that are searched first, for the marks of all others."""
 MAX_RUN = 1024
 """Anchors of a list whose lists are chosen at a time."""
 ROUNDING = np.float32(1e-5)

@@ -1,7 +1,7 @@
 """Which lists each anchor probes, by its similarity to their centroids; and back.
 
-Shape legend: B = anchors joined at a time, L = lists, S = lists near an anchor's own, P = anchors
-that probe a list, I = identities, G = rows of the gallery, Q = axes.
+Shape legend: B = anchors joined at a time, L = lists, S = lists near an anchor's own, P = pairs of
+an anchor and a list that it probes.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ U64 = npt.NDArray[np.uint64]
 
 ROUNDING = np.float32(1e-5)
 """Between two products of the same rows."""
-_FOUND = 4096
 
 
 class Sieve:
