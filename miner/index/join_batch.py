@@ -32,6 +32,8 @@ MAX_PRODUCT = 2**18
 """A product of so many entries, 1 MB, is scanned while it is in the cache."""
 NEAR_ROWS_PER_CANDIDATE = 20
 """Rows near an anchor's list that are searched first, for the marks of all others."""
+NEAR_ROWS_BESIDE_KNOWN = 10
+"""The same where candidates of an earlier search are known: few others are better."""
 MAX_RUN = 1024
 """Anchors of a list whose lists are chosen at a time."""
 ROUNDING = np.float32(1e-5)
@@ -50,6 +52,7 @@ class Batch:
         queries_BQ: Their leading axes.
         owners_B: [B] int32 their identities.
         list_ids_B: [B] int32 their lists.
+        near_rows: Rows searched first, for each candidate.
     """
 
     join: ListJoin
@@ -57,10 +60,11 @@ class Batch:
     queries_BQ: F32
     owners_B: I32
     list_ids_B: I32
+    near_rows: int
 
     @classmethod
-    def of(cls, join: ListJoin, anchor_ids_B: I64) -> Batch:
-        """Rows ``anchor_ids_B``, which ascend by list."""
+    def of(cls, join: ListJoin, anchor_ids_B: I64, *, is_known: bool) -> Batch:
+        """Rows ``anchor_ids_B``, which ascend by list; whether candidates of them are known."""
         anchors_BD = np.ascontiguousarray(join.embeddings_ND[anchor_ids_B])
         return cls(
             join,
@@ -68,6 +72,7 @@ class Batch:
             join.centroids.projection(anchors_BD),
             join.identities.identity_ids_N[anchor_ids_B],
             join.list_ids_N[anchor_ids_B],
+            NEAR_ROWS_BESIDE_KNOWN if is_known else NEAR_ROWS_PER_CANDIDATE,
         )
 
     def search(self, num_candidates: int, num_probes: int) -> I64:
@@ -94,7 +99,7 @@ class Batch:
         parts = [np.empty((0, 2), np.int32)]
         for list_id, run in self._runs():
             short, ends = join.near_lists(list_id, SHORTLISTED + SHORTLISTED_PER_PROBE * num_probes)
-            num_near = int(np.searchsorted(ends, NEAR_ROWS_PER_CANDIDATE * num_candidates)) + 1
+            num_near = int(np.searchsorted(ends, self.near_rows * num_candidates)) + 1
             self._search_near(reservoir, run, short[:num_near], num_kept)
             scores_BS = self.queries_BQ[run] @ fine_LQ[short].T
             here = min(len(short), join.probes_here(ends, num_probes))

@@ -155,7 +155,7 @@ class ListJoin:
         def join(begin: int) -> None:
             nonlocal done
             places_B = by_list_A[begin : begin + joined]
-            batch = Batch.of(self, anchor_ids_A[places_B])
+            batch = Batch.of(self, anchor_ids_A[places_B], is_known=known_NW.shape[1] > 0)
             rescore(
                 batch.anchors_BD,
                 read_only(self.embeddings_ND),

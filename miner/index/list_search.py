@@ -30,7 +30,7 @@ __all__ = ["ListSearch"]
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
-AIM_HIGHER = 0.1
+AIM_HIGHER = 0.2
 """So much of what is allowed to be missed is kept in reserve for what the sample does not show."""
 ENERGIES = (0.94, 0.99, 1.0)
 """Shares of the rows' squared length in the axes that are searched; the next if need be."""
@@ -67,7 +67,7 @@ class ListSearch:
         self._embeddings_ND, self._identities = embeddings_ND, identities
         self._config, self._seed, self._warm = config, seed, before
         self._is_coded = is_coded
-        self._learnt: tuple[WarmStart | None, Centroids, int, Candidates] | None = None
+        self._learnt: tuple[WarmStart | None, Centroids, int, I64, I64] | None = None
         self._join: ListJoin | None = None
         self._num_probes = self._unaided_probes = config.num_probes or 1
 
@@ -113,7 +113,7 @@ class ListSearch:
                     continue
                 self._unaided_probes = self._warm.num_probes
             if known_NW is not None:
-                depths = Depths.of(self._join, exact, known_NW)
+                depths = depths.helped_by(known_NW)
             self._num_probes = self._config.num_probes or depths.reaching(aim)
             found = self.search(exact.anchor_ids_A, num_candidates, each)
             reached = max(depths.share(self._num_probes), 1e-9)
@@ -155,7 +155,8 @@ class ListSearch:
         """Keep in mind what was found, and let the lists go: the memory is needed elsewhere."""
         assert self._join is not None, "prepare comes first"
         before = self.warm_start()
-        self._learnt = (before, self._join.centroids, self._unaided_probes, found)
+        rows = found.anchor_ids_A, found.row_ids_AK
+        self._learnt = (before, self._join.centroids, self._unaided_probes, *rows)
         self._join = None
         give_back()
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from miner.compiled import compiled
 from miner.index.keys import key_of, row_of, similarity_of
+from miner.index.quickselect import bring_greatest
 
 __all__ = ["NONE", "rescore"]
 
@@ -72,6 +73,7 @@ def rescore(  # noqa: PLR0913, PLR0917 - compiled: no keywords, small steps
     """
     num_found, num_known = places_BE.shape[1], known_BW.shape[1]
     num_kept, dim = similarities_AK.shape[1], anchors_BD.shape[1]
+    is_held_N = np.zeros(len(rows_N), np.bool_)
     keys_E = np.empty(num_found + num_known, np.uint64)
     rows_E = np.empty(num_found + num_known, np.int64)
     similarities_E = np.empty(num_found + num_known, np.float32)
@@ -80,12 +82,15 @@ def rescore(  # noqa: PLR0913, PLR0917 - compiled: no keywords, small steps
         for entry in range(num_found):
             if places_BE[anchor, entry] >= 0:
                 rows_E[held] = rows_N[places_BE[anchor, entry]]
+                is_held_N[rows_E[held]] = True
                 held += 1
         for entry in range(num_known):
             row = np.int64(known_BW[anchor, entry])
-            if row != NONE and identity_ids_N[row] != owners_B[anchor]:
-                rows_E[held] = row
-                held += 1
+            if row == NONE or is_held_N[row] or identity_ids_N[row] == owners_B[anchor]:
+                continue
+            is_held_N[row] = True
+            rows_E[held] = row
+            held += 1
         anchor_D = anchors_BD[anchor]
         for entry in range(held):
             embedding_D = embeddings_ND[rows_E[entry]]
@@ -95,17 +100,14 @@ def rescore(  # noqa: PLR0913, PLR0917 - compiled: no keywords, small steps
             similarities_E[entry] = similarity
         for entry in range(held):  # apart from the above: reads do not wait for branches
             keys_E[entry] = key_of(similarities_E[entry], rows_E[entry])
-        _sort_down(keys_E[:held])
-        target = places_B[anchor]
-        written = 0
-        for place in range(held):
-            if written == num_kept:
-                break
-            if place > 0 and keys_E[place] == keys_E[place - 1]:
-                continue
-            similarities_AK[target, written] = similarity_of(keys_E[place])
-            row_ids_AK[target, written] = row_of(keys_E[place])
-            written += 1
+            is_held_N[rows_E[entry]] = False
+        target, written = places_B[anchor], min(held, num_kept)
+        if written < held:
+            bring_greatest(keys_E[:held], written)
+        _sort_down(keys_E[:written])
+        for place in range(written):
+            similarities_AK[target, place] = similarity_of(keys_E[place])
+            row_ids_AK[target, place] = row_of(keys_E[place])
         for place in range(written, num_kept):
             similarities_AK[target, place] = -np.inf
             row_ids_AK[target, place] = -1

@@ -3,7 +3,8 @@
     absent -> kept -> taken over -> kept anew ...
 
 It is a cache: one that is missing, damaged or of other rows costs time, never a round. Shape
-legend: N = rows, D = dimensions, P = axes, L = lists, C = coarse clusters, W = neighbours kept.
+legend: N = rows, D = dimensions, A = anchors, K = candidates, P = axes, L = lists, C = coarse
+clusters, W = neighbours kept.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from miner.errors import SearchError
 from miner.index.inverted_lists import Centroids
 from miner.index.projection import Projection
 from miner.index.rescoring import NONE
-from miner.types import Candidates
 
 __all__ = ["WarmFile", "WarmStart"]
 
 logger = logging.getLogger(__name__)
 
+I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 
 CHUNK = 2**16
@@ -55,24 +56,24 @@ class WarmStart:
     neighbours_NW: U32
 
     @classmethod
-    def after(
+    def after(  # noqa: PLR0913, PLR0917 - what it was before, and what was found
         cls,
         before: WarmStart | None,
         centroids: Centroids,
         num_probes: int,
-        found: Candidates,
+        anchor_ids_A: I64,
+        row_ids_AK: I64,
         num_rows: int,
     ) -> WarmStart:
         """What a search leaves: rows that were no anchors keep what is known of them."""
-        width = min(KEPT, found.row_ids_AK.shape[1])
+        width = min(KEPT, row_ids_AK.shape[1])
         neighbours_NW = np.full((num_rows, width), NONE)
         if before is not None:
             common = min(width, before.neighbours_NW.shape[1])
             neighbours_NW[:, :common] = before.neighbours_NW[:, :common]
-        for begin in range(0, len(found.anchor_ids_A), CHUNK):
+        for begin in range(0, len(anchor_ids_A), CHUNK):
             part = slice(begin, begin + CHUNK)
-            row_ids = found.row_ids_AK[part, :width]
-            neighbours_NW[found.anchor_ids_A[part]] = row_ids.astype(np.uint32)
+            neighbours_NW[anchor_ids_A[part]] = row_ids_AK[part, :width].astype(np.uint32)
         return cls(centroids, num_probes, neighbours_NW)
 
     def require_fit(self, num_rows: int, dim: int) -> None:

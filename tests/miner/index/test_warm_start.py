@@ -13,7 +13,7 @@ from miner.index.inverted_lists import Centroids
 from miner.index.projection import Projection
 from miner.index.rescoring import NONE
 from miner.index.warm_start import WarmFile, WarmStart
-from miner.types import Candidates, IdentityTable
+from miner.types import IdentityTable
 from tests.bench.vectors import clustered, moved
 from tests.miner.index.neighbour_oracle import unit_rows
 
@@ -72,10 +72,7 @@ def test_rows_that_were_no_anchors_keep_what_was_known():
     projection = Projection.whole(2)
     centroids = Centroids(projection, np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
     warm = WarmStart(centroids, 3, before)
-    found = Candidates(
-        np.array([1]), np.array([[2, -1, -1]]), np.array([[0.5, -np.inf, -np.inf]], np.float32)
-    )
-    after = WarmStart.after(warm, centroids, 3, found, 3)
+    after = WarmStart.after(warm, centroids, 3, np.array([1]), np.array([[2, -1, -1]]), 3)
     assert after.neighbours_NW.tolist() == [[1, 2, NONE], [2, NONE, NONE], [0, 1, NONE]]
 
 
