@@ -15,6 +15,9 @@ CoalfaceError
 │   ├── RoundExpiredError   the round was removed by retention, or never existed
 │   └── StaleWriterError    a newer writer holds the log
 ├── RequestError            a client's request is malformed; names the field
+├── LimitError              a request asks for more than the service allows at once
+├── UnauthenticatedError    who asks cannot be told: no credentials, or wrong ones
+├── ForbiddenError          who asks is known, and may not do this
 ├── RunError                a run cannot be opened or advanced
 │   ├── UnknownRunError     no run with this id
 │   ├── RunConflictError    the run exists with other parameters, or does not fit the round
@@ -28,6 +31,8 @@ __all__ = [
     "DamagedRoundError",
     "DatasetError",
     "EncoderError",
+    "ForbiddenError",
+    "LimitError",
     "NonFiniteError",
     "NotReadyError",
     "PoisonSampleError",
@@ -41,6 +46,7 @@ __all__ = [
     "SnapshotError",
     "StaleWriterError",
     "StepRangeError",
+    "UnauthenticatedError",
     "UnknownRunError",
     "WeightsRefusedError",
 ]
@@ -104,6 +110,18 @@ class StaleWriterError(RoundLogError):
 
 class RequestError(CoalfaceError):
     """A client's request is malformed; the text begins with the field's name."""
+
+
+class LimitError(CoalfaceError):
+    """A request asks for more than the service allows at once; the text names the limit."""
+
+
+class UnauthenticatedError(CoalfaceError):
+    """Who asks cannot be told: no credentials, or wrong ones."""
+
+
+class ForbiddenError(CoalfaceError):
+    """Who asks is known, and may not do this; the text names the role that may."""
 
 
 class RunError(CoalfaceError):

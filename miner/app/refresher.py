@@ -23,6 +23,7 @@ from miner.data import Catalog
 from miner.errors import NotReadyError
 from miner.rounds import RoundDraft, RoundManifest, RoundWriter
 from miner.serving.backend import Phase, RefreshState
+from miner.serving.difficulty import read_difficulties
 from miner.types import Candidates
 from miner.workers.embed import EmbedPool
 from miner.workers.search import SearchRequest, search_snapshot
@@ -120,6 +121,8 @@ class Refresher:
             dataset_fingerprint=self.catalog.fingerprint,
             model_step=weights.step,
         )
+        losses_I = read_difficulties(config.state_dir, identities.num_identities)
+        history = replace(history, losses_I=losses_I)
         search = _Search(self, key)
         selection = mine_round(
             search,

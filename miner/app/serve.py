@@ -136,6 +136,8 @@ class _Service:
         """Have a worker try whatever is announced; runs beside a refresh."""
         while not self._stop.is_set():
             announced: Announcement | None = self._call("next_announcement", POLL_S)
+            if self._call("is_drain_requested"):  # here, as refreshes take long
+                self._stop.set()
             if announced is None:
                 continue
             self._call("judge", announced.announcement_id, self._try(announced.weights))

@@ -20,15 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from miner.app.accepted import AcceptedWeights, read_accepted, write_accepted
+from miner.app.accepted import AcceptedWeights, copies_folder, read_accepted, write_accepted
+from miner.app.live import LiveRound
 from miner.app.schedule import Work
 from miner.config import MinerConfig
 from miner.data import RowStore
 from miner.errors import CoalfaceError, WeightsRefusedError
 from miner.rounds import RoundLog
 from miner.serving.backend import RefreshState
+from miner.serving.queries import LiveSnapshot
 from miner.serving.runs import RunStore
 from miner.serving.server import MiningServer, start_server
+from miner.workers.snapshot import SnapshotStore
 
 __all__ = ["Announcement", "MiningServiceActor"]
 
@@ -63,6 +66,10 @@ class MiningServiceActor:
         self._refresh = RefreshState()
         self._weights = read_accepted(config.state_dir)
         self._request_id = ""
+        self._drain_requested = False
+        self._store = RowStore.open(config.store_path)
+        snapshots = SnapshotStore(config.state_dir / "snapshots")
+        self._live = LiveRound(self._log, snapshots, self._store)
         self._changed = threading.Event()
         self._announced: queue.Queue[Announcement] = queue.Queue()
         self._verdicts: dict[str, Future[Path]] = {}
@@ -98,6 +105,10 @@ class MiningServiceActor:
             waiting.set_exception(verdict)
         else:
             waiting.set_result(verdict)
+
+    def is_drain_requested(self) -> bool:
+        """Whether a client has asked for the service to be stopped."""
+        return self._drain_requested
 
     def show(self, state: RefreshState) -> None:
         """Take over what GetStatus tells about the refresh."""
@@ -148,13 +159,27 @@ class MiningServiceActor:
         self._changed.set()
         return self._weights.step
 
+    async def request_drain(self) -> None:
+        """Have the driver end the service, as SIGTERM does."""
+        logger.info("a client has asked for the service to be stopped")
+        self._drain_requested = True
+        self._changed.set()
+
     def refresh_status(self) -> RefreshState:
         """What the driver showed last."""
         return self._refresh
 
+    def live_snapshot(self) -> LiveSnapshot:
+        """The snapshot of the newest mined round."""
+        return self._live.snapshot()
+
+    @property
+    def uploads_folder(self) -> Path:
+        """Where announced weights may lie: beside the service's own copies."""
+        return copies_folder(self._config.state_dir)
+
     async def _start(self) -> MiningServer:
-        store = await asyncio.to_thread(RowStore.open, self._config.store_path)
-        return await start_server(self._config.serving, self._log, self._runs, store, self)
+        return await start_server(self._config.serving, self._log, self._runs, self._store, self)
 
     async def _judgement(self, weights: AcceptedWeights) -> Path:
         announcement = Announcement(uuid.uuid4().hex, weights)

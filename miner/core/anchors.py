@@ -18,26 +18,40 @@ from miner.types import IdentityTable
 
 __all__ = ["choose_anchors"]
 
+MOST_DIFFICULT = 4.0
+"""An identity's loss counts as at most so many times the mean, and at least as its inverse: one
+mislabelled identity must not take over a round, nor a learnt one be forgotten."""
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 
 def choose_anchors(
-    identities: IdentityTable, config: SelectionConfig, *, seed: int, round_id: int
+    identities: IdentityTable,
+    config: SelectionConfig,
+    *,
+    seed: int,
+    round_id: int,
+    losses_I: F32 | None = None,
 ) -> I64:
     """The anchors of one round.
 
     Guarantee: a pure function of its arguments. No row occurs twice. Identities share
     ``groups_per_round`` by ``n_i ** balance`` as :func:`~miner.core.quotas.allocate_quota` says,
-    within ``min_groups_per_identity`` and ``max_groups_per_identity``;
+    within ``min_groups_per_identity`` and ``max_groups_per_identity``, times its loss relative to
+    the mean, bounded by 4 and 1/4, to the power of ``difficulty``;
     within an identity rows take turns through a seeded permutation that goes on across rounds, so
     an identity with at least ``q`` anchors a round has each of its rows once in ``ceil(n_i / q)``
-    rounds. Identities with a single sample anchor nothing.
+    rounds as long as quotas stay as they are. Identities with a single sample anchor nothing.
 
     Args:
         identities: The catalog's identities.
         config: Budget, balance and cap.
         seed: The round log's seed; the same for all rounds.
         round_id: Counted from 1.
+        losses_I: [I] float32 >= 0, how hard each identity is for the model, NaN where that is not
+            known: it counts as the mean; None: of none.
 
     Returns:
         [A] int64 row ids in seeded random order, ``A <= config.groups_per_round``.
@@ -66,7 +80,7 @@ def choose_anchors(
     caps_I = sizes_I if cap is None else np.minimum(sizes_I, cap)
     quota = allocate_quota(
         caps_I,
-        sizes_I.astype(np.float64) ** config.balance,
+        sizes_I.astype(np.float64) ** config.balance * _difficulty(losses_I, ids_I, config),
         budget=config.groups_per_round,
         round_id=round_id,
         floors_I=np.minimum(caps_I, config.min_groups_per_identity),
@@ -77,6 +91,19 @@ def choose_anchors(
     )
     round_key = stream_key(seed, round_id, Stream.ANCHOR_ORDER)
     return anchors_A[np.argsort(draw_bits(round_key, anchors_A), kind="stable")]
+
+
+def _difficulty(losses_I: F32 | None, ids_I: I64, config: SelectionConfig) -> F64:
+    """Factors of the shares of identities ``ids_I``."""
+    if losses_I is None:
+        return np.ones(len(ids_I))
+    losses = losses_I[ids_I].astype(np.float64)
+    known = losses[~np.isnan(losses)]
+    if not known.any():
+        return np.ones(len(ids_I))
+    relative = np.where(np.isnan(losses), 1.0, losses / known.mean())
+    factors: F64 = np.clip(relative, 1 / MOST_DIFFICULT, MOST_DIFFICULT) ** config.difficulty
+    return factors
 
 
 def _take_turns(

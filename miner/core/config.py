@@ -55,6 +55,14 @@ class SelectionConfig(BaseModel):
     )
     """0 gives every identity the same share, so mining does not amplify the bias to big ones."""
 
+    difficulty: float = Field(
+        1.0,
+        ge=0.0,
+        le=4.0,
+        description="An identity's share of anchors goes with its reported loss ** difficulty.",
+    )
+    """Without reports nothing changes; with them, what is learnt makes room for what is not yet."""
+
     min_groups_per_identity: int = Field(
         0,
         ge=0,

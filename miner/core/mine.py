@@ -4,13 +4,13 @@ Pure but for the search that it is given; what earlier rounds left comes in as a
 
     choose anchors -> search -> (earlier negatives, neighbours of positives) -> select
 
-Shape legend: N = rows of the catalog, D = dimensions, A = anchors.
+Shape legend: N = rows of the catalog, D = dimensions, A = anchors, I = identities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +40,14 @@ class History:
         earlier: Rounds of the same catalog that were mined, newest first.
         target_hardness: Of the newest of them, under strategy ``curriculum``.
         suspects: Pairs of identities that it had in quarantine.
+        losses_I: [I] float32, how hard each identity is for the model by now; NaN where unknown.
     """
 
     model_step: int = 0
     earlier: tuple[Groups, ...] = ()
     target_hardness: float | None = None
     suspects: tuple[tuple[int, int], ...] = ()
+    losses_I: npt.NDArray[np.float32] | None = None
 
 
 def mine_round(  # noqa: PLR0913 - what the result is a function of
@@ -79,8 +81,18 @@ def mine_round(  # noqa: PLR0913 - what the result is a function of
     history = history or History()
     if config.strategy == "random":
         suspects = _known(history, identities) if config.quarantine.policy == "exclude" else None
-        return random_groups(identities, config, seed=seed, round_id=round_id, suspects=suspects)
-    anchor_ids_A = choose_anchors(identities, config, seed=seed, round_id=round_id)
+        selection = random_groups(
+            identities,
+            config,
+            seed=seed,
+            round_id=round_id,
+            suspects=suspects,
+            losses_I=history.losses_I,
+        )
+        return _with_losses(selection, history)
+    anchor_ids_A = choose_anchors(
+        identities, config, seed=seed, round_id=round_id, losses_I=history.losses_I
+    )
     candidates = search(anchor_ids_A, config.num_candidates)
     further = []
     if config.momentum_rounds:
@@ -95,7 +107,7 @@ def mine_round(  # noqa: PLR0913 - what the result is a function of
         more_AX = np.concatenate(further, axis=1)
         candidates = widen_candidates(candidates, more_AX, embeddings_ND, identities)
     guidance = _guide(config, embeddings_ND, identities, history)
-    return select_groups(
+    selection = select_groups(
         candidates,
         embeddings_ND,
         identities,
@@ -104,6 +116,15 @@ def mine_round(  # noqa: PLR0913 - what the result is a function of
         round_id=round_id,
         guidance=guidance,
     )
+    return _with_losses(selection, history)
+
+
+def _with_losses(selection: Selection, history: History) -> Selection:
+    """The same, whose report says how many losses weighed in."""
+    if history.losses_I is None:
+        return selection
+    num_losses = int(np.count_nonzero(~np.isnan(history.losses_I)))
+    return replace(selection, report=replace(selection.report, num_losses=num_losses))
 
 
 def _guide(

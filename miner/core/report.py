@@ -129,6 +129,7 @@ class SelectionReport:
         still_violating: Share of the last round's triplets that violate the margin under this
             round's embeddings, where a curriculum is steered by it.
         quarantine: Pairs of identities that look like one.
+        num_losses: Identities whose reported loss weighed in with their share of anchors.
     """
 
     num_anchors: int
@@ -151,6 +152,7 @@ class SelectionReport:
     target_hardness: float | None
     still_violating: float | None
     quarantine: QuarantineReport
+    num_losses: int = 0
 
 
 def describe_selection(

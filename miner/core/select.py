@@ -124,13 +124,14 @@ def select_groups(  # noqa: PLR0913 - what the result is a function of
     return ledger.close(notes)
 
 
-def random_groups(
+def random_groups(  # noqa: PLR0913 - what the result is a function of
     identities: IdentityTable,
     config: SelectionConfig,
     *,
     seed: int,
     round_id: int,
     suspects: IdentityPairs | None = None,
+    losses_I: F32 | None = None,
 ) -> Selection:
     """Groups of random positives and random other identities; needs no embeddings.
 
@@ -138,14 +139,16 @@ def random_groups(
     negatives as evenly as :meth:`~miner.core.deal.Dealer.deal` says. Similarities are NaN and every
     tier is RANDOM. With ``config.underfill`` other than ``drop``, a group is kept if it has one
     negative. No embedding, no quarantine: only ``suspects``, which earlier rounds have listed,
-    count as one.
+    count as one. ``losses_I`` steers quotas as in :func:`~miner.core.anchors.choose_anchors`.
 
     Raises:
         SelectionError: If no identity has two samples, or caps or a single identity leave no group.
 
     Cost: O(A M log A + N log N) time, O(A M + N) memory.
     """
-    ids_A = np.sort(choose_anchors(identities, config, seed=seed, round_id=round_id))
+    ids_A = np.sort(
+        choose_anchors(identities, config, seed=seed, round_id=round_id, losses_I=losses_I)
+    )
     positives_A = random_positives(identities, ids_A, seed=seed, round_id=round_id)
     unknown_A = np.full(len(ids_A), np.nan, np.float32)
     places_A = np.arange(len(ids_A))

@@ -5,6 +5,8 @@ Shape legend: N = rows, D = dimensions, B = anchors, G = rows of a tile, K = row
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -39,6 +41,7 @@ class Sieve:
         identity_ids_N: I32,
         marks_B: F32,
         num_kept: int,
+        ceiling: float = np.inf,
     ) -> None:
         """Start empty.
 
@@ -49,10 +52,11 @@ class Sieve:
             identity_ids_N: [N] int32.
             marks_B: A similarity that K rows of other identities reach; -inf where none is known.
             num_kept: K.
+            ceiling: What is more similar does not count; nor does it for the marks.
         """
         self.marks_B = marks_B - ROUNDING
         self._rows = anchors_BD, owners_B, embeddings_ND, identity_ids_N
-        self._num_kept = num_kept
+        self._num_kept, self._ceiling = num_kept, np.float32(ceiling)
         self._filled_B = np.zeros(len(anchors_BD), np.int64)
         self._keys_BW = np.zeros((len(anchors_BD), 2 * num_kept + 32), np.uint64)
 
@@ -80,7 +84,7 @@ class Sieve:
         return unpack(best_BK[:, ::-1])
 
     def _sift(self, scores_BG: F32, first_row: int, *, is_bound: bool) -> int:
-        state = self._keys_BW, self._filled_B, self.marks_B, self._num_kept
+        state: Any = self._keys_BW, self._filled_B, self.marks_B, self._num_kept, self._ceiling
         return _sift(scores_BG, first_row, is_bound, *self._rows, *state)
 
 
@@ -97,6 +101,7 @@ def _sift(  # noqa: PLR0913, PLR0917 - compiled: no keywords
     filled_B: I64,
     marks_B: F32,
     num_kept: int,
+    ceiling: Any,
 ) -> int:
     found = np.empty(scores_BG.shape[1] + 1, np.int64)
     looked_at = 0
@@ -114,7 +119,7 @@ def _sift(  # noqa: PLR0913, PLR0917 - compiled: no keywords
                 similarity = np.float32(0)
                 for axis in range(len(anchor_D)):
                     similarity += anchor_D[axis] * embedding_D[axis]
-            if similarity <= marks_B[anchor]:
+            if similarity <= marks_B[anchor] or similarity > ceiling:
                 continue
             keys_BW[anchor, filled_B[anchor]] = key_of(similarity, row)
             filled_B[anchor] += 1

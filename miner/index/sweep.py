@@ -23,9 +23,10 @@ from miner.index.sieve import Sieve
 from miner.index.threads import Each
 from miner.types import Candidates, IdentityTable
 
-__all__ = ["sweep"]
+__all__ = ["sweep", "sweep_queries"]
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 BLOCK = 512
@@ -75,17 +76,63 @@ def sweep(  # noqa: PLR0913 - a search, and how it runs
     projection = _projection(embeddings_ND, num_anchors)
     done = 0
 
+    ids_N = identities.identity_ids_N
+
     def search(begin: int) -> None:
         nonlocal done
         part = slice(begin, begin + BLOCK)
-        found = _block(embeddings_ND, identities, anchor_ids_A[part], num_candidates, projection)
+        anchors_BD = np.ascontiguousarray(embeddings_ND[anchor_ids_A[part]])
+        owners_B = ids_N[anchor_ids_A[part]]
+        found = _block(embeddings_ND, ids_N, anchors_BD, owners_B, num_candidates, projection)
         similarities_AK[part], row_ids_AK[part] = found
-        done += len(found[0])
+        done += len(owners_B)
         if on_progress is not None:
             on_progress(done, num_anchors)
 
     each(search, range(0, num_anchors, BLOCK))
     return Candidates(anchor_ids_A.astype(np.int64), row_ids_AK, similarities_AK)
+
+
+def sweep_queries(  # noqa: PLR0913, PLR0917 - a search, and how it runs
+    embeddings_ND: F32,
+    owners_N: I32,
+    queries_QD: F32,
+    owners_Q: I32,
+    num_candidates: int,
+    each: Each,
+    *,
+    max_similarity: float = np.inf,
+) -> tuple[F32, I64]:
+    """Of each query the ``num_candidates`` nearest rows of other owners; exact as :func:`sweep`.
+
+    Args:
+        embeddings_ND: [N, D] float32 of length 1; may be a memory map.
+        owners_N: [N] int32 of these rows.
+        queries_QD: [Q, D] float32 of length 1, C-contiguous.
+        owners_Q: [Q] int32; rows of the same owner are left out.
+        num_candidates: K.
+        each: From :func:`~miner.index.threads.workers`.
+        max_similarity: Rows that are more similar are left out too.
+
+    Returns:
+        [Q, K] similarities and row ids, nearest first, padded with -inf and -1.
+
+    Cost: Q N products of vectors.
+    """
+    row_ids_QK = np.empty((len(queries_QD), num_candidates), np.int64)
+    similarities_QK = np.empty((len(queries_QD), num_candidates), np.float32)
+    block = max(1, min(BLOCK, -(-len(queries_QD) // each.num_threads)))
+
+    def search(begin: int) -> None:
+        part = slice(begin, begin + block)
+        queries = queries_QD[part], owners_Q[part]
+        found = _block(
+            embeddings_ND, owners_N, *queries, num_candidates, None, ceiling=max_similarity
+        )
+        similarities_QK[part], row_ids_QK[part] = found
+
+    each(search, range(0, len(queries_QD), block))
+    return similarities_QK, row_ids_QK
 
 
 def _projection(embeddings_ND: F32, num_anchors: int) -> Projection | None:
@@ -97,21 +144,24 @@ def _projection(embeddings_ND: F32, num_anchors: int) -> Projection | None:
     return projection if projection.num_axes <= FEW_AXES * dim else None
 
 
-def _block(
+def _block(  # noqa: PLR0913, PLR0917 - rows, anchors, and how they are compared
     embeddings_ND: F32,
-    identities: IdentityTable,
-    anchor_ids_B: I64,
+    ids_N: I32,
+    anchors_BD: F32,
+    owners_B: I32,
     num_candidates: int,
     projection: Projection | None,
+    *,
+    ceiling: float = np.inf,
 ) -> tuple[F32, I64]:
-    anchors_BD = np.ascontiguousarray(embeddings_ND[anchor_ids_B])
-    ids_N = identities.identity_ids_N
-    owners_B = ids_N[anchor_ids_B]
     first = min(len(ids_N), max(FIRST, 4 * num_candidates))
     scores_BG = anchors_BD @ embeddings_ND[:first].T
+    if ceiling < np.inf:
+        scores_BG[scores_BG > ceiling] = -np.inf
     marks_B = np.empty(len(anchors_BD), np.float32)
     marks_of(scores_BG, owners_B, ids_N[:first], num_candidates, marks_B)
-    sieve = Sieve(anchors_BD, owners_B, read_only(embeddings_ND), ids_N, marks_B, num_candidates)
+    rows = read_only(embeddings_ND), ids_N
+    sieve = Sieve(anchors_BD, owners_B, *rows, marks_B, num_candidates, ceiling)
     sieve.take(scores_BG, 0)
     queries_BQ = None if projection is None else _split(projection, anchors_BD)
     for begin in range(first, len(ids_N), TILE):

@@ -4,7 +4,10 @@ It knows no gRPC.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
+
+from miner.serving.queries import LiveSnapshot
 
 __all__ = ["Backend", "Phase", "RefreshState"]
 
@@ -58,5 +61,20 @@ class Backend(Protocol):
             WeightsRefusedError: If none have been accepted yet.
         """
 
+    async def request_drain(self) -> None:
+        """Have the service stopped as by SIGTERM; returns before it is."""
+
     def refresh_status(self) -> RefreshState:
         """How the refresh under way stands."""
+
+    def live_snapshot(self) -> LiveSnapshot:
+        """What the newest mined round was made from. Blocks on the disk, unlike the others.
+
+        Raises:
+            RunConflictError: No round has been mined yet.
+            SnapshotError: It is not there any more.
+        """
+
+    @property
+    def uploads_folder(self) -> Path:
+        """A folder from which announced weights are accepted, on this machine."""

@@ -45,8 +45,31 @@ class ServingConfig(BaseModel):
     max_message_bytes: int = Field(
         default=1_048_576,
         ge=65_536,
-        description="Size up to which ready steps share a message; one larger batch still goes "
-        "out whole. 1 MiB: throughput peaks there.",
+        le=4_128_768,
+        description="Largest message of a stream: ready steps share one up to this size, a larger "
+        "batch goes in parts. 1 MiB: throughput peaks there; clients that set no limit take 4 MiB.",
+    )
+    max_request_bytes: int = Field(
+        default=4_194_304,
+        ge=65_536,
+        description="Largest request; uploads come in parts of less. 4 MiB: gRPC's own limit.",
+    )
+    max_upload_bytes: int = Field(
+        default=2**32,
+        ge=1,
+        description="Largest file of weights that may be uploaded. 4 GiB: a billion parameters.",
+    )
+    max_streams_per_client: int = Field(
+        default=256,
+        ge=1,
+        description="Streams that one client may have open: one token, or one address where there "
+        "are none. 256: the ranks of 32 machines behind one address.",
+    )
+    max_waiting_queries: int = Field(
+        default=8,
+        ge=1,
+        description="QueryNegatives that may wait while one is searched; more are refused. 8: a "
+        "client learns within seconds that the miner cannot keep up.",
     )
     drain_grace_s: float = Field(
         default=2.0,

@@ -20,6 +20,7 @@ from miner.errors import ConfigError
 from miner.rounds import RoundLog
 from miner.serving.backend import Backend
 from miner.serving.config import ServingConfig
+from miner.serving.difficulty import DifficultyBook
 from miner.serving.runs import RunStore
 from miner.serving.service import MiningService, Parts
 from protos.coalface.v1 import mining_pb2_grpc
@@ -37,7 +38,6 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 30_000),  # notices trainers whose machine is gone
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.max_send_message_length", -1),  # a single batch may exceed the target size
 ]
 
 # Generated code carries no types.
@@ -53,7 +53,8 @@ class MiningServer:
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="serving")
         self._service = MiningService(parts, self._pool)
         self._health = _health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        limit = ("grpc.max_receive_message_length", config.max_request_bytes)
+        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, limit])
         _mining.add_MiningServiceServicer_to_server(self._service, self._server)
         _health_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._host = config.host
@@ -115,7 +116,8 @@ async def start_server(
             "no authentication: use 127.0.0.1, or set serving.allow_insecure_bind=true on a "
             "network that you trust"
         )
-    server = MiningServer(config, Parts(config, log, runs, row_store, backend))
+    difficulties = DifficultyBook(log.root, row_store.manifest.num_identities)
+    server = MiningServer(config, Parts(config, log, runs, row_store, difficulties, backend))
     await server.start()
     return server
 

@@ -4,29 +4,48 @@ It knows gRPC and the wire format; rounds, plans and mining are behind the parts
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor
+import math
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import grpc
+import grpc.aio
+
 from miner.data.row_store import RowStore
-from miner.errors import NotReadyError, RunConflictError
+from miner.errors import LimitError, NotReadyError, RunConflictError
 from miner.rounds import RoundLog
+from miner.serving.access import client_of
 from miner.serving.assemble import BatchAssembler
 from miner.serving.backend import Backend
 from miner.serving.config import ServingConfig
+from miner.serving.difficulty import DifficultyBook
+from miner.serving.parts import FRAME_BYTES
 from miner.serving.plan import RunParameters
+from miner.serving.queries import Queries, query_negatives
 from miner.serving.requests import (
     check_announcement,
+    check_query,
+    check_round,
     check_step,
     check_stream,
+    read_difficulty,
+    read_page,
+    read_queries,
+    read_row_ids,
     read_run_parameters,
+    read_upload_header,
+    watch_interval_s,
 )
 from miner.serving.runs import RunStore
-from miner.serving.status import status_response
+from miner.serving.samples import sample_parts
+from miner.serving.status import round_page, status_response, whole_round
 from miner.serving.status_codes import refusals
 from miner.serving.streams import StreamSource, TripletStream
+from miner.serving.uploads import received
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["MiningService", "Parts"]
@@ -44,6 +63,7 @@ class Parts:
     log: RoundLog
     runs: RunStore
     row_store: RowStore
+    difficulties: DifficultyBook
     backend: Backend
 
 
@@ -59,14 +79,16 @@ class MiningService:
         self._parts = parts
         self._pool = pool
         self._source = StreamSource(BatchAssembler(parts.log, parts.row_store), pool)
-        self._streams: set[TripletStream] = set()
-        self._draining = False
+        self._searcher = ThreadPoolExecutor(1, thread_name_prefix="queries")
+        self._num_queries = 0
+        self._streams: dict[TripletStream, str] = {}
+        self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new work and let live streams end well; returns once they have, or in time."""
-        self._draining = True
+        self._draining.set()
         for stream in self._streams:
             stream.end_early()
         try:
@@ -74,6 +96,7 @@ class MiningService:
                 await self._idle.wait()
         except TimeoutError:
             logger.warning("%d streams did not end within %g s", len(self._streams), timeout_s)
+        self._searcher.shutdown(wait=False, cancel_futures=True)
 
     # gRPC prescribes the names of the methods below.
 
@@ -97,19 +120,22 @@ class MiningService:
         async with refusals(context):
             self._refuse_when_draining()
             check_stream(request)
+            client = client_of(context)
+            self._refuse_more_streams(client)
             run = await self._off_loop(lambda: self._parts.runs.get(request.run_id))
+            self._refuse_more_streams(client)
             stream = TripletStream(self._source, run, request, self._parts.config.max_message_bytes)
-            self._streams.add(stream)
+            self._streams[stream] = client
             self._idle.clear()
             producer = asyncio.create_task(stream.produce())
             try:
                 while message := await stream.next_message(self._parts.config.heartbeat_s):
                     await context.write(message)
-                if not self._draining:
+                if not self._draining.is_set():
                     await producer
             finally:
                 producer.cancel()
-                self._streams.discard(stream)
+                del self._streams[stream]
                 if not self._streams:
                     self._idle.set()
 
@@ -136,16 +162,103 @@ class MiningService:
             )
             return mining_pb2.AnnounceWeightsResponse(superseded=superseded)
 
+    async def UploadWeights(
+        self, requests: AsyncIterator[mining_pb2.UploadWeightsRequest], context: Any
+    ) -> mining_pb2.AnnounceWeightsResponse:
+        """Receive weights into a file; the backend checks them as if they were announced."""
+        del requests  # read by way of the context, with a limit to silence
+        async with refusals(context):
+            self._refuse_when_draining()
+            first = await context.read()
+            if first is grpc.aio.EOF:
+                first = mining_pb2.UploadWeightsRequest()
+            header = read_upload_header(first, self._parts.config.max_upload_bytes)
+            backend = self._parts.backend
+            folder = backend.uploads_folder
+            async with received(context.read, header, first.content, folder, self._pool) as path:
+                superseded = await backend.announce(header.step, str(path), header.sha256)
+            return mining_pb2.AnnounceWeightsResponse(superseded=superseded)
+
+    async def QueryNegatives(
+        self, request: mining_pb2.QueryNegativesRequest, context: Any
+    ) -> mining_pb2.QueryNegativesResponse:
+        """Search the live snapshot; one search at a time, and a few that wait."""
+        async with refusals(context):
+            self._refuse_when_draining()
+            queries = read_queries(request)
+            check_query(request, queries.num_queries)
+            most = 1 + self._parts.config.max_waiting_queries
+            if self._num_queries >= most:
+                raise LimitError(f"{most} queries are being searched already: ask again later")
+            self._num_queries += 1
+            try:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._searcher, self._query, request, queries)
+            finally:
+                self._num_queries -= 1
+
+    async def GetSamples(self, request: mining_pb2.GetSamplesRequest, context: Any) -> None:
+        """Write the samples as one Arrow stream, part by part."""
+        async with refusals(context):
+            self._refuse_when_draining()
+            store, config = self._parts.row_store, self._parts.config
+            row_ids_R = read_row_ids(request, store.num_rows)
+            parts = sample_parts(store, row_ids_R, config.max_message_bytes - FRAME_BYTES)
+            while (content := await self._off_loop(lambda: next(parts, None))) is not None:
+                await context.write(mining_pb2.GetSamplesResponse(content=content))
+
+    async def ReportDifficulty(
+        self, request: mining_pb2.ReportDifficultyRequest, context: Any
+    ) -> mining_pb2.ReportDifficultyResponse:
+        """Note the losses of some identities, for the quotas of the next round."""
+        async with refusals(context):
+            self._refuse_when_draining()
+            book = self._parts.difficulties
+            identity_ids_I, losses_I = read_difficulty(request, book.num_identities)
+
+            def report() -> int:
+                self._parts.runs.get(request.run_id)
+                return book.report(request.run_id, request.step, identity_ids_I, losses_I)
+
+            known = await self._off_loop(report)
+            return mining_pb2.ReportDifficultyResponse(num_identities=known)
+
     async def GetStatus(
         self, _request: mining_pb2.GetStatusRequest, context: Any
     ) -> mining_pb2.GetStatusResponse:
         """Answer also while draining."""
-        parts = self._parts
         async with refusals(context):
-            refresh = parts.backend.refresh_status()
-            return await self._off_loop(
-                lambda: status_response(parts.log, parts.runs, parts.row_store, refresh)
-            )
+            return await self._status()
+
+    async def WatchStatus(self, request: mining_pb2.WatchStatusRequest, context: Any) -> None:
+        """Write the status now and when it has changed, until the drain."""
+        async with refusals(context):
+            self._refuse_when_draining()
+            interval_s, shown = watch_interval_s(request), None
+            while not self._draining.is_set():
+                status = await self._status()
+                if status != shown:
+                    await context.write(status)
+                    shown = status
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(interval_s):
+                        await self._draining.wait()
+
+    async def ListRounds(
+        self, request: mining_pb2.ListRoundsRequest, context: Any
+    ) -> mining_pb2.ListRoundsResponse:
+        """Sealed rounds, newest first, a page at a time."""
+        async with refusals(context):
+            most, before = read_page(request)
+            return await self._off_loop(lambda: round_page(self._parts.log, most, before))
+
+    async def GetRound(
+        self, request: mining_pb2.GetRoundRequest, context: Any
+    ) -> mining_pb2.GetRoundResponse:
+        """All that is written about a round."""
+        async with refusals(context):
+            check_round(request)
+            return await self._off_loop(lambda: whole_round(self._parts.log, request.round_id))
 
     async def RequestRefresh(
         self, _request: mining_pb2.RequestRefreshRequest, context: Any
@@ -155,6 +268,37 @@ class MiningService:
             self._refuse_when_draining()
             model_step = await self._parts.backend.request_refresh()
             return mining_pb2.RequestRefreshResponse(model_step=model_step)
+
+    async def Drain(
+        self, _request: mining_pb2.DrainRequest, context: Any
+    ) -> mining_pb2.DrainResponse:
+        """Have the service stopped; asking again does no harm."""
+        async with refusals(context):
+            num_streams = len(self._streams)
+            await self._parts.backend.request_drain()
+            return mining_pb2.DrainResponse(num_streams=num_streams)
+
+    async def _status(self) -> mining_pb2.GetStatusResponse:
+        parts = self._parts
+        refresh = parts.backend.refresh_status()
+        return await self._off_loop(
+            lambda: status_response(parts.log, parts.runs, parts.row_store, refresh)
+        )
+
+    def _query(
+        self, request: mining_pb2.QueryNegativesRequest, queries: Queries
+    ) -> mining_pb2.QueryNegativesResponse:
+        live = self._parts.backend.live_snapshot()
+        ceiling = request.max_similarity if request.HasField("max_similarity") else math.inf
+        found = query_negatives(live, queries, request.num_negatives, ceiling)
+        return mining_pb2.QueryNegativesResponse(
+            round_id=live.round_id,
+            model_step=live.model_step,
+            num_negatives=request.num_negatives,
+            row_ids=found.row_ids_QK.astype("<i8").tobytes(),
+            identity_ids=found.identity_ids_QK.astype("<i4").tobytes(),
+            similarities=found.similarities_QK.astype("<f4").tobytes(),
+        )
 
     def _open_run(self, parameters: RunParameters) -> mining_pb2.OpenRunResponse:
         run, created = self._parts.runs.open(parameters)
@@ -169,8 +313,16 @@ class MiningService:
         )
 
     def _refuse_when_draining(self) -> None:
-        if self._draining:
+        if self._draining.is_set():
             raise NotReadyError("the miner is draining: ask its successor, or again in a moment")
+
+    def _refuse_more_streams(self, client: str) -> None:
+        most = self._parts.config.max_streams_per_client
+        if sum(one == client for one in self._streams.values()) >= most:
+            raise LimitError(
+                f"{client} has {most} streams open, as many as serving.max_streams_per_client "
+                "allows: end one first"
+            )
 
     async def _off_loop(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -1,16 +1,21 @@
-"""The answer to GetStatus, put together from the log, the runs and the backend. Blocks on disk."""
+"""What is told of rounds, runs and the refresh, put together for the wire. Blocks on disk."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
+from typing import Any
 
 import miner
 from miner.data.row_store import RowStore
 from miner.errors import RoundExpiredError
-from miner.rounds import RoundLog
+from miner.rounds import RoundLog, RoundManifest
 from miner.serving.backend import RefreshState
 from miner.serving.runs import RunStore
 from protos.coalface.v1 import mining_pb2
 
-__all__ = ["status_response"]
+__all__ = ["round_page", "status_response", "whole_round"]
+
+MAX_MANIFEST = 3 * 2**20
+"""Characters of a manifest, which fit a message of 4 MiB."""
 
 PHASES = {
     "idle": mining_pb2.REFRESH_PHASE_IDLE,
@@ -31,7 +36,7 @@ def status_response(
         num_rows=row_store.num_rows,
         num_identities=row_store.manifest.num_identities,
         payload_columns=row_store.schema.names[1:],  # the first is row_id
-        rounds=_rounds(log),
+        rounds=_summaries(log, log.sealed_ids()),
         refresh=mining_pb2.RefreshStatus(**{**asdict(refresh), "phase": PHASES[refresh.phase]}),
         runs=[
             mining_pb2.RunSummary(
@@ -45,21 +50,62 @@ def status_response(
     )
 
 
-def _rounds(log: RoundLog) -> list[mining_pb2.RoundSummary]:
+def round_page(log: RoundLog, most: int, before: int) -> mining_pb2.ListRoundsResponse:
+    """The newest ``most`` of the sealed rounds before round ``before``, newest first."""
+    round_ids = [round_id for round_id in reversed(log.sealed_ids()) if round_id < before]
+    return mining_pb2.ListRoundsResponse(
+        rounds=_summaries(log, round_ids[:most]),
+        next_before_round_id=round_ids[most - 1] if len(round_ids) > most else 0,
+    )
+
+
+def whole_round(log: RoundLog, round_id: int) -> mining_pb2.GetRoundResponse:
+    """All that is written about a round; 0 is the newest.
+
+    Raises:
+        RoundExpiredError: It was removed, or is not sealed yet.
+        DamagedRoundError: Its manifest is damaged.
+    """
+    manifest = log.manifest(round_id or log.newest() or 1)
+    return mining_pb2.GetRoundResponse(
+        summary=_summary(manifest), manifest_json=_text(manifest, MAX_MANIFEST)
+    )
+
+
+def _summaries(log: RoundLog, round_ids: Iterable[int]) -> list[mining_pb2.RoundSummary]:
+    """What is told of rounds, in this order; those that have expired meanwhile are left out."""
     rounds = []
-    for round_id in log.sealed_ids():
+    for round_id in round_ids:
         try:
-            manifest = log.manifest(round_id)
+            rounds.append(_summary(log.manifest(round_id)))
         except RoundExpiredError:  # retention removed it since it was listed
             continue
-        rounds.append(
-            mining_pb2.RoundSummary(
-                round_id=round_id,
-                model_step=manifest.model_step,
-                strategy=manifest.strategy,
-                num_groups=manifest.num_groups,
-                num_rows=manifest.num_rows,
-                num_triplets=manifest.num_triplets,
-            )
-        )
     return rounds
+
+
+def _summary(manifest: RoundManifest) -> mining_pb2.RoundSummary:
+    """What is told of a round."""
+    return mining_pb2.RoundSummary(
+        round_id=manifest.round_id,
+        model_step=manifest.model_step,
+        strategy=manifest.strategy,
+        num_groups=manifest.num_groups,
+        num_rows=manifest.num_rows,
+        num_triplets=manifest.num_triplets,
+    )
+
+
+def _text(manifest: RoundManifest, max_chars: int) -> str:
+    """The manifest in JSON; of a list of suspects that is too long for ``max_chars`` the first."""
+    text = manifest.model_dump_json(indent=1)
+    while len(text) > max_chars:
+        quarantine: Any = manifest.selection.get("quarantine") or {}
+        pairs = quarantine.get("pairs") or []
+        if not pairs:
+            break
+        shorter = {**quarantine, "pairs": pairs[: len(pairs) // 2]}
+        manifest = manifest.model_copy(
+            update={"selection": {**manifest.selection, "quarantine": shorter}}
+        )
+        text = manifest.model_dump_json(indent=1)
+    return text

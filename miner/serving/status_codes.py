@@ -1,16 +1,24 @@
 """The table that turns the miner's errors into gRPC status codes, and the place that applies it.
 
 It knows no request. What a code means to a client is written beside each rpc in ``mining.proto``;
-the trainer's own table maps the codes back.
+the trainer's own table maps the codes back. With a code go details for programs, in the form of
+``google.rpc``: the error's kind, the field that is wrong, and when to try again.
 """
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
 
 from miner import errors
 
@@ -19,6 +27,8 @@ __all__ = ["RETRY_AFTER_MS", "STATUS_CODES", "refusals", "status_of"]
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_MS = 1000  # the hint that goes with UNAVAILABLE
+DOMAIN = "coalface"
+_FIELD = re.compile(r"[a-z0-9_.\[\]]+(?=: )")
 
 STATUS_CODES: dict[type[errors.CoalfaceError], grpc.StatusCode] = {
     errors.CoalfaceError: grpc.StatusCode.INTERNAL,
@@ -36,6 +46,9 @@ STATUS_CODES: dict[type[errors.CoalfaceError], grpc.StatusCode] = {
     errors.RoundExpiredError: grpc.StatusCode.NOT_FOUND,
     errors.StaleWriterError: grpc.StatusCode.UNAVAILABLE,  # a successor has the log: go there
     errors.RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     errors.RunError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnknownRunError: grpc.StatusCode.NOT_FOUND,
     errors.RunConflictError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -59,16 +72,35 @@ async def refusals(context: Any) -> AsyncIterator[None]:
     try:
         yield
     except errors.CoalfaceError as exc:
-        await _abort(context, status_of(exc), str(exc))
+        await _abort(context, status_of(exc), str(exc), type(exc).__name__)
     except grpc.aio.AbortError:
         raise
     except Exception as exc:
         logger.exception("a request failed by an unforeseen error")
         kind = type(exc).__name__
-        await _abort(context, grpc.StatusCode.INTERNAL, f"{kind} in the miner: see its log")
+        await _abort(context, grpc.StatusCode.INTERNAL, f"{kind} in the miner: see its log", kind)
 
 
-async def _abort(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
-    hint = (("retry-after-ms", str(RETRY_AFTER_MS)),)
-    await context.abort(code, text, hint if code is grpc.StatusCode.UNAVAILABLE else ())
+async def _abort(context: Any, code: grpc.StatusCode, text: str, kind: str) -> NoReturn:
+    metadata = [*rpc_status.to_status(_rich(code, text, kind)).trailing_metadata]
+    if code is grpc.StatusCode.UNAVAILABLE:
+        metadata.append(("retry-after-ms", str(RETRY_AFTER_MS)))
+    await context.abort(code, text, tuple(metadata))
     raise AssertionError("abort raises")
+
+
+def _rich(code: grpc.StatusCode, text: str, kind: str) -> Status:
+    details: list[Message] = [ErrorInfo(reason=kind.removesuffix("Error"), domain=DOMAIN)]
+    field = _FIELD.match(text) if code is grpc.StatusCode.INVALID_ARGUMENT else None
+    if field is not None:
+        violation = BadRequest.FieldViolation(
+            field=field[0], description=text.removeprefix(f"{field[0]}: ")
+        )
+        details.append(BadRequest(field_violations=[violation]))
+    if code is grpc.StatusCode.UNAVAILABLE:
+        details.append(RetryInfo(retry_delay=Duration(nanos=RETRY_AFTER_MS * 10**6)))
+    packed = [AnyMessage() for _ in details]
+    for any_message, detail in zip(packed, details, strict=True):
+        any_message.Pack(detail)
+    number: int = code.value[0]
+    return Status(code=number, message=text, details=packed)

@@ -5,11 +5,13 @@ else follows from the request, so a stream can be broken anywhere and asked for 
 """
 
 import asyncio
+from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 
 from miner.serving.assemble import BatchAssembler, BatchColumns
 from miner.serving.outbox import Outbox, Wait
+from miner.serving.parts import messages_of
 from miner.serving.plan import Waiting
 from miner.serving.runs import Run
 from protos.coalface.v1 import mining_pb2
@@ -40,7 +42,9 @@ class TripletStream:
         self._source = source
         self._run = run
         self._request = request
+        self._max_message_bytes = max_message_bytes
         self._outbox = Outbox(max_message_bytes)
+        self._cut: deque[mining_pb2.StreamTripletsResponse] = deque()
         self._wait = Wait(request.first_step, "its batch is being read")
         self._ended_early = False
 
@@ -61,11 +65,14 @@ class TripletStream:
 
     async def next_message(self, heartbeat_s: float) -> mining_pb2.StreamTripletsResponse | None:
         """What to write next; a heartbeat if no batch is ready for so long; None at the end."""
+        if self._cut:
+            return self._cut.popleft()
         batches = await self._outbox.take(heartbeat_s)
         if batches is None:
             return None
         if batches:
-            return mining_pb2.StreamTripletsResponse(batches=batches)
+            self._cut.extend(messages_of(batches, self._max_message_bytes))
+            return self._cut.popleft()
         heartbeat = mining_pb2.Heartbeat(next_step=self._wait.step, reason=self._wait.reason)
         return mining_pb2.StreamTripletsResponse(heartbeat=heartbeat)
 

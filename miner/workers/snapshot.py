@@ -161,6 +161,20 @@ class SnapshotStore:
             raise SnapshotError(f"snapshot {folder} cannot be mapped: {exc}") from exc
         return embeddings_ND
 
+    def find(self, weights_sha256: str, dataset_fingerprint: str) -> SnapshotKey | None:
+        """The key of the snapshot of these weights that was used last; None if there is none."""
+        for folder in sorted(self.root.glob("*"), key=_last_used_ns, reverse=True):
+            try:
+                key = SnapshotKey(**json.loads((folder / KEY_FILE).read_bytes()))
+            except (OSError, ValueError, TypeError):
+                continue
+            if (key.weights_sha256, key.dataset_fingerprint) == (
+                weights_sha256,
+                dataset_fingerprint,
+            ):
+                return key
+        return None
+
     def prune(self, keep: int) -> list[str]:
         """Delete all but the ``keep`` snapshots used last, and return the names of the deleted."""
         folders = [path for path in self.root.glob("*") if path.is_dir()]

@@ -1,6 +1,7 @@
 """One connection to the miner: every request of the service as a method, with deadline and retries.
 
-It knows no buffer and no training loop. Not shared between threads; gRPC does not survive a fork,
+It knows no buffer and no training loop. Shape legend: Q = queries, D = dimensions, R = rows,
+I = identities. Not shared between threads; gRPC does not survive a fork,
 so a child process makes its own.
 
 Calls fail fast and are repeated here, not by gRPC: a stream is never retried by gRPC once it has
@@ -11,21 +12,31 @@ the client that could reach its successor.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import grpc
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
 from trainer.errors import FeedError, MinerUnreachableError, RunRefusedError, WeightsRefusedError
+from trainer.feed.negatives import FreshNegatives, decode_negatives
 from trainer.feed.patience import Patience
 from trainer.feed.status_codes import error_of, retry_after_s
 
 __all__ = ["MinerClient", "RunParameters", "StreamCall"]
 
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+UPLOAD_PART = 2**20
 CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),  # the miner bounds its messages; a batch may be large
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.use_local_subchannel_pool", 1),  # or a new channel would share the old connection
@@ -154,10 +165,147 @@ class MinerClient:
         )
         return int(response.model_step)
 
+    def upload(self, *, step: int, path: Path, sha256: str) -> bool:
+        """Send new weights where no storage is shared; else as :meth:`announce`.
+
+        Args:
+            step: Optimizer step of the weights.
+            path: A safetensors file.
+            sha256: Its digest.
+
+        Raises:
+            WeightsRefusedError: With the miner's reason; its last good round stays in service.
+            ProtocolError: The file is larger than the miner takes.
+            OSError: The file cannot be read.
+        """
+        total_bytes = path.stat().st_size
+        header = mining_pb2.UploadHeader(step=step, sha256=sha256, total_bytes=total_bytes)
+        response = self._ask(
+            "UploadWeights",
+            lambda: _upload_parts(header, path),
+            refused=WeightsRefusedError,
+            deadline_s=self._patience_s,
+        )
+        return bool(response.superseded)
+
+    def query_rows(
+        self, row_ids_Q: I64, num_negatives: int, *, max_similarity: float | None = None
+    ) -> FreshNegatives:
+        """Of some rows the nearest of other identities in the newest mined round's snapshot.
+
+        Args:
+            row_ids_Q: [Q] int64.
+            num_negatives: K, of each; Q K at most 262,144.
+            max_similarity: Rows that are more similar are left out as suspects.
+
+        Raises:
+            RunRefusedError: No round has been mined yet.
+            BadRequestError: If a value is out of range; the text names the field.
+        """
+        rows = mining_pb2.RowQueries(row_ids=row_ids_Q.astype("<i8").tobytes())
+        request = mining_pb2.QueryNegativesRequest(
+            rows=rows, num_negatives=num_negatives, max_similarity=max_similarity
+        )
+        return decode_negatives(self._ask("QueryNegatives", request))
+
+    def query_embeddings(
+        self,
+        embeddings_QD: F32,
+        identity_ids_Q: I32,
+        num_negatives: int,
+        *,
+        max_similarity: float | None = None,
+    ) -> FreshNegatives:
+        """As :meth:`query_rows`, for embeddings of the model as it is now.
+
+        Args:
+            embeddings_QD: [Q, D] float32 of any length but 0.
+            identity_ids_Q: [Q] int32 whose they are: rows of this identity are left out; -1: none.
+            num_negatives: K, of each.
+            max_similarity: As there.
+        """
+        queries = mining_pb2.EmbeddingQueries(
+            embeddings=embeddings_QD.astype("<f4").tobytes(),
+            identity_ids=identity_ids_Q.astype("<i4").tobytes(),
+            dim=embeddings_QD.shape[1],
+        )
+        request = mining_pb2.QueryNegativesRequest(
+            embeddings=queries, num_negatives=num_negatives, max_similarity=max_similarity
+        )
+        return decode_negatives(self._ask("QueryNegatives", request))
+
+    def samples(self, row_ids_R: I64) -> pa.Table:
+        """The samples of some rows in this order: column row_id and the payload columns.
+
+        Raises:
+            BadRequestError: If a row does not exist, or they are more than 65,536.
+        """
+        request = mining_pb2.GetSamplesRequest(row_ids=row_ids_R.astype("<i8").tobytes())
+        parts = self._ask("GetSamples", request, read=list)
+        return pa.ipc.open_stream(b"".join(part.content for part in parts)).read_all()
+
+    def report_difficulty(self, run_id: str, step: int, identity_ids_I: I32, losses_I: F32) -> int:
+        """Tell mean losses of identities; the next round's quotas follow them.
+
+        Args:
+            run_id: An open run.
+            step: Optimizer step that they are of.
+            identity_ids_I: [I] int32, distinct.
+            losses_I: [I] float32, finite, at least 0.
+
+        Returns:
+            Of how many identities the miner knows a difficulty by now.
+        """
+        request = mining_pb2.ReportDifficultyRequest(
+            run_id=run_id,
+            step=step,
+            identity_ids=identity_ids_I.astype("<i4").tobytes(),
+            losses=losses_I.astype("<f4").tobytes(),
+        )
+        return int(self._ask("ReportDifficulty", request).num_identities)
+
     def status(self) -> mining_pb2.GetStatusResponse:
         """What is served, what is being mined, and which runs are open."""
         status: mining_pb2.GetStatusResponse = self._ask("GetStatus", mining_pb2.GetStatusRequest())
         return status
+
+    def watch(self, min_interval_s: float = 0.5) -> Iterator[mining_pb2.GetStatusResponse]:
+        """The status now, and whenever it has changed; ends when the miner drains.
+
+        A single attempt.
+
+        Raises:
+            FeedError: The miner is gone, or refuses.
+        """
+        request = mining_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
+        try:
+            yield from self._stub.WatchStatus(request)
+        except grpc.RpcError as exc:
+            raise error_of(exc) from exc
+
+    def rounds(self) -> Iterator[mining_pb2.RoundSummary]:
+        """The sealed rounds that are kept, newest first."""
+        before = 0
+        while True:
+            page = self._ask("ListRounds", mining_pb2.ListRoundsRequest(before_round_id=before))
+            yield from page.rounds
+            before = page.next_before_round_id
+            if not before:
+                return
+
+    def round(self, round_id: int = 0) -> dict[str, Any]:
+        """All that is written about a round, as its manifest says; 0 is the newest.
+
+        Raises:
+            RoundLostError: It has expired, or is not sealed.
+        """
+        answer = self._ask("GetRound", mining_pb2.GetRoundRequest(round_id=round_id))
+        manifest: dict[str, Any] = json.loads(answer.manifest_json)
+        return manifest
+
+    def drain(self) -> int:
+        """Have the miner stopped as by SIGTERM; how many streams are being ended."""
+        return int(self._ask("Drain", mining_pb2.DrainRequest()).num_streams)
 
     def reconnect(self) -> None:
         """Drop the connection and take a new one."""
@@ -185,20 +333,39 @@ class MinerClient:
         *,
         refused: type[FeedError] = RunRefusedError,
         deadline_s: float | None = None,
+        read: Callable[[Any], Any] = lambda answer: answer,
     ) -> Any:
-        """One request, repeated while no miner answers."""
+        """One request, repeated while no miner answers.
+
+        Args:
+            method: Of the stub.
+            request: The message; for a stream of them a function that begins it anew.
+            refused: What FAILED_PRECONDITION means here.
+            deadline_s: Of one attempt; None: the client's.
+            read: Takes what is needed off the answer, such as all of a stream.
+        """
         patience = Patience(self.address, self._patience_s)
         longest_s = self._deadline_s if deadline_s is None else deadline_s
         while True:
             try:
                 call = getattr(self._stub, method)  # of the newest connection
-                return call(request, timeout=min(longest_s, patience.left_s))
+                sent = request() if callable(request) else request
+                return read(call(sent, timeout=min(longest_s, patience.left_s)))
             except grpc.RpcError as exc:
                 error = error_of(exc, refused)
                 if not isinstance(error, MinerUnreachableError):
                     raise error from exc
                 patience.pause(error, retry_after_s(exc))
                 self.reconnect()
+
+
+def _upload_parts(
+    header: mining_pb2.UploadHeader, path: Path
+) -> Iterator[mining_pb2.UploadWeightsRequest]:
+    yield mining_pb2.UploadWeightsRequest(header=header)
+    with path.open("rb") as file:
+        while content := file.read(UPLOAD_PART):
+            yield mining_pb2.UploadWeightsRequest(content=content)
 
 
 _make_stub: Callable[[grpc.Channel], Any] = mining_pb2_grpc.MiningServiceStub

@@ -18,6 +18,7 @@ from protos.coalface.v1 import mining_pb2
 from trainer.errors import FeedError, MinerUnreachableError, ProtocolError
 from trainer.feed.batch import TripletBatch, decode_batch
 from trainer.feed.client import MinerClient, StreamCall
+from trainer.feed.parts import PartedBatch
 from trainer.feed.patience import Patience
 from trainer.feed.status_codes import error_of, retry_after_s
 
@@ -73,6 +74,7 @@ class Prefetcher:
         self._failure: BaseException | None = None
         self._done = False
         self._call: StreamCall | None = None
+        self._parts = PartedBatch()
         self._thread = threading.Thread(target=self._run, name="coalface-feed", daemon=True)
         self._thread.start()
 
@@ -138,6 +140,7 @@ class Prefetcher:
     def _read_window(self, client: MinerClient, patience: Patience, num_steps: int) -> None:
         """One stream of at most ``num_steps``; leaves with a pause if the miner gave none."""
         alive = False
+        self._parts = PartedBatch()
         error: FeedError = MinerUnreachableError("the miner ended the stream: it is draining")
         hint_s = 0.0
         try:
@@ -179,10 +182,13 @@ class Prefetcher:
         return call
 
     def _accept(self, response: mining_pb2.StreamTripletsResponse) -> None:
-        if not response.batches:
+        if response.HasField("heartbeat"):
             beat = response.heartbeat
             logger.info("run %s waits for step %d: %s", self._wanted.run_id, *_said(beat))
-        for wire in response.batches:
+        whole = [*response.batches]
+        if response.HasField("part"):
+            whole += self._parts.add(response.part)
+        for wire in whole:
             if wire.step != self._next_step:
                 raise ProtocolError(
                     f"run {self._wanted.run_id}: the miner sent step {wire.step} where step "

@@ -89,12 +89,26 @@ class StreamTripletsRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., first_step: _Optional[int] = ..., num_steps: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., with_payload: bool = ...) -> None: ...
 
 class StreamTripletsResponse(_message.Message):
-    __slots__ = ("batches", "heartbeat")
+    __slots__ = ("batches", "heartbeat", "part")
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     batches: _containers.RepeatedCompositeFieldContainer[Batch]
     heartbeat: Heartbeat
-    def __init__(self, batches: _Optional[_Iterable[_Union[Batch, _Mapping]]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    part: BatchPart
+    def __init__(self, batches: _Optional[_Iterable[_Union[Batch, _Mapping]]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., part: _Optional[_Union[BatchPart, _Mapping]] = ...) -> None: ...
+
+class BatchPart(_message.Message):
+    __slots__ = ("step", "offset", "total_bytes", "content")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    offset: int
+    total_bytes: int
+    content: bytes
+    def __init__(self, step: _Optional[int] = ..., offset: _Optional[int] = ..., total_bytes: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("next_step", "reason")
@@ -177,6 +191,144 @@ class AnnounceWeightsResponse(_message.Message):
     SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
     superseded: bool
     def __init__(self, superseded: bool = ...) -> None: ...
+
+class UploadWeightsRequest(_message.Message):
+    __slots__ = ("header", "content")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    content: bytes
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("step", "sha256", "total_bytes")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    sha256: str
+    total_bytes: int
+    def __init__(self, step: _Optional[int] = ..., sha256: _Optional[str] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class QueryNegativesRequest(_message.Message):
+    __slots__ = ("rows", "embeddings", "num_negatives", "max_similarity")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEGATIVES_FIELD_NUMBER: _ClassVar[int]
+    MAX_SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    rows: RowQueries
+    embeddings: EmbeddingQueries
+    num_negatives: int
+    max_similarity: float
+    def __init__(self, rows: _Optional[_Union[RowQueries, _Mapping]] = ..., embeddings: _Optional[_Union[EmbeddingQueries, _Mapping]] = ..., num_negatives: _Optional[int] = ..., max_similarity: _Optional[float] = ...) -> None: ...
+
+class RowQueries(_message.Message):
+    __slots__ = ("row_ids",)
+    ROW_IDS_FIELD_NUMBER: _ClassVar[int]
+    row_ids: bytes
+    def __init__(self, row_ids: _Optional[bytes] = ...) -> None: ...
+
+class EmbeddingQueries(_message.Message):
+    __slots__ = ("embeddings", "identity_ids", "dim")
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_IDS_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    embeddings: bytes
+    identity_ids: bytes
+    dim: int
+    def __init__(self, embeddings: _Optional[bytes] = ..., identity_ids: _Optional[bytes] = ..., dim: _Optional[int] = ...) -> None: ...
+
+class QueryNegativesResponse(_message.Message):
+    __slots__ = ("round_id", "model_step", "num_negatives", "row_ids", "identity_ids", "similarities")
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_STEP_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEGATIVES_FIELD_NUMBER: _ClassVar[int]
+    ROW_IDS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_IDS_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITIES_FIELD_NUMBER: _ClassVar[int]
+    round_id: int
+    model_step: int
+    num_negatives: int
+    row_ids: bytes
+    identity_ids: bytes
+    similarities: bytes
+    def __init__(self, round_id: _Optional[int] = ..., model_step: _Optional[int] = ..., num_negatives: _Optional[int] = ..., row_ids: _Optional[bytes] = ..., identity_ids: _Optional[bytes] = ..., similarities: _Optional[bytes] = ...) -> None: ...
+
+class GetSamplesRequest(_message.Message):
+    __slots__ = ("row_ids",)
+    ROW_IDS_FIELD_NUMBER: _ClassVar[int]
+    row_ids: bytes
+    def __init__(self, row_ids: _Optional[bytes] = ...) -> None: ...
+
+class GetSamplesResponse(_message.Message):
+    __slots__ = ("content",)
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+
+class ReportDifficultyRequest(_message.Message):
+    __slots__ = ("run_id", "step", "identity_ids", "losses")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    step: int
+    identity_ids: bytes
+    losses: bytes
+    def __init__(self, run_id: _Optional[str] = ..., step: _Optional[int] = ..., identity_ids: _Optional[bytes] = ..., losses: _Optional[bytes] = ...) -> None: ...
+
+class ReportDifficultyResponse(_message.Message):
+    __slots__ = ("num_identities",)
+    NUM_IDENTITIES_FIELD_NUMBER: _ClassVar[int]
+    num_identities: int
+    def __init__(self, num_identities: _Optional[int] = ...) -> None: ...
+
+class WatchStatusRequest(_message.Message):
+    __slots__ = ("min_interval_s",)
+    MIN_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    min_interval_s: float
+    def __init__(self, min_interval_s: _Optional[float] = ...) -> None: ...
+
+class ListRoundsRequest(_message.Message):
+    __slots__ = ("max_rounds", "before_round_id")
+    MAX_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    max_rounds: int
+    before_round_id: int
+    def __init__(self, max_rounds: _Optional[int] = ..., before_round_id: _Optional[int] = ...) -> None: ...
+
+class ListRoundsResponse(_message.Message):
+    __slots__ = ("rounds", "next_before_round_id")
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_BEFORE_ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    rounds: _containers.RepeatedCompositeFieldContainer[RoundSummary]
+    next_before_round_id: int
+    def __init__(self, rounds: _Optional[_Iterable[_Union[RoundSummary, _Mapping]]] = ..., next_before_round_id: _Optional[int] = ...) -> None: ...
+
+class GetRoundRequest(_message.Message):
+    __slots__ = ("round_id",)
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    round_id: int
+    def __init__(self, round_id: _Optional[int] = ...) -> None: ...
+
+class GetRoundResponse(_message.Message):
+    __slots__ = ("summary", "manifest_json")
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    summary: RoundSummary
+    manifest_json: str
+    def __init__(self, summary: _Optional[_Union[RoundSummary, _Mapping]] = ..., manifest_json: _Optional[str] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("num_streams",)
+    NUM_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    num_streams: int
+    def __init__(self, num_streams: _Optional[int] = ...) -> None: ...
 
 class RequestRefreshRequest(_message.Message):
     __slots__ = ()

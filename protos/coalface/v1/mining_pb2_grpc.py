@@ -51,20 +51,60 @@ class MiningServiceStub(object):
                 request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.CommitStepRequest.SerializeToString,
                 response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.CommitStepResponse.FromString,
                 _registered_method=True)
+        self.QueryNegatives = channel.unary_unary(
+                '/coalface.v1.MiningService/QueryNegatives',
+                request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.QueryNegativesRequest.SerializeToString,
+                response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.QueryNegativesResponse.FromString,
+                _registered_method=True)
+        self.GetSamples = channel.unary_stream(
+                '/coalface.v1.MiningService/GetSamples',
+                request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetSamplesRequest.SerializeToString,
+                response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetSamplesResponse.FromString,
+                _registered_method=True)
         self.AnnounceWeights = channel.unary_unary(
                 '/coalface.v1.MiningService/AnnounceWeights',
                 request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsRequest.SerializeToString,
                 response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsResponse.FromString,
+                _registered_method=True)
+        self.UploadWeights = channel.stream_unary(
+                '/coalface.v1.MiningService/UploadWeights',
+                request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.UploadWeightsRequest.SerializeToString,
+                response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsResponse.FromString,
+                _registered_method=True)
+        self.ReportDifficulty = channel.unary_unary(
+                '/coalface.v1.MiningService/ReportDifficulty',
+                request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.ReportDifficultyRequest.SerializeToString,
+                response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.ReportDifficultyResponse.FromString,
                 _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/coalface.v1.MiningService/GetStatus',
                 request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.WatchStatus = channel.unary_stream(
+                '/coalface.v1.MiningService/WatchStatus',
+                request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.WatchStatusRequest.SerializeToString,
+                response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.ListRounds = channel.unary_unary(
+                '/coalface.v1.MiningService/ListRounds',
+                request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.ListRoundsRequest.SerializeToString,
+                response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.ListRoundsResponse.FromString,
+                _registered_method=True)
+        self.GetRound = channel.unary_unary(
+                '/coalface.v1.MiningService/GetRound',
+                request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetRoundRequest.SerializeToString,
+                response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetRoundResponse.FromString,
+                _registered_method=True)
         self.RequestRefresh = channel.unary_unary(
                 '/coalface.v1.MiningService/RequestRefresh',
                 request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.RequestRefreshRequest.SerializeToString,
                 response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.RequestRefreshResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/coalface.v1.MiningService/Drain',
+                request_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.DrainRequest.SerializeToString,
+                response_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.DrainResponse.FromString,
                 _registered_method=True)
 
 
@@ -85,6 +125,7 @@ class MiningServiceServicer(object):
         """Streams the batches of steps [first_step, first_step + num_steps) to one rank, in order.
         What is planned follows from what is asked for, so ask for few steps ahead of training.
         Ends with OK and fewer steps when the server drains: ask again from the next step.
+        RESOURCE_EXHAUSTED: this client has as many streams open as it may.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +133,22 @@ class MiningServiceServicer(object):
 
     def CommitStep(self, request, context):
         """Tells which step the run's newest checkpoint holds. Advisory; never moves backwards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryNegatives(self, request, context):
+        """Fresh negatives for the batch at hand: of each query the nearest rows of other identities, by an
+        exact search of the live snapshot, that of the newest mined round.
+        FAILED_PRECONDITION: no round has been mined yet. RESOURCE_EXHAUSTED: too many queries at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSamples(self, request, context):
+        """The samples of some rows, in the order asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,8 +162,44 @@ class MiningServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadWeights(self, request_iterator, context):
+        """The same where miner and trainer share no storage: the weights themselves, in parts.
+        RESOURCE_EXHAUSTED: the file is larger than uploads may be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportDifficulty(self, request, context):
+        """Tells how well the model does on each identity; the quotas of the next round follow it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """What is served, what is being mined, and which runs are open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchStatus(self, request, context):
+        """The same, now and whenever it has changed. Ends with OK when the server drains.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRounds(self, request, context):
+        """The sealed rounds that are kept, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRound(self, request, context):
+        """All that is written about a round. NOT_FOUND: expired, or not sealed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +208,13 @@ class MiningServiceServicer(object):
     def RequestRefresh(self, request, context):
         """Asks for a new round from the newest accepted weights.
         FAILED_PRECONDITION: no weights have been accepted yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Stops the miner as SIGTERM does: streams end with OK at a step boundary, then the process ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,20 +238,60 @@ def add_MiningServiceServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.CommitStepRequest.FromString,
                     response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.CommitStepResponse.SerializeToString,
             ),
+            'QueryNegatives': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryNegatives,
+                    request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.QueryNegativesRequest.FromString,
+                    response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.QueryNegativesResponse.SerializeToString,
+            ),
+            'GetSamples': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetSamples,
+                    request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetSamplesRequest.FromString,
+                    response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetSamplesResponse.SerializeToString,
+            ),
             'AnnounceWeights': grpc.unary_unary_rpc_method_handler(
                     servicer.AnnounceWeights,
                     request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsRequest.FromString,
                     response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsResponse.SerializeToString,
+            ),
+            'UploadWeights': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadWeights,
+                    request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.UploadWeightsRequest.FromString,
+                    response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsResponse.SerializeToString,
+            ),
+            'ReportDifficulty': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportDifficulty,
+                    request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.ReportDifficultyRequest.FromString,
+                    response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.ReportDifficultyResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
                     request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetStatusRequest.FromString,
                     response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetStatusResponse.SerializeToString,
             ),
+            'WatchStatus': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStatus,
+                    request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.WatchStatusRequest.FromString,
+                    response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'ListRounds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRounds,
+                    request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.ListRoundsRequest.FromString,
+                    response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.ListRoundsResponse.SerializeToString,
+            ),
+            'GetRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRound,
+                    request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetRoundRequest.FromString,
+                    response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.GetRoundResponse.SerializeToString,
+            ),
             'RequestRefresh': grpc.unary_unary_rpc_method_handler(
                     servicer.RequestRefresh,
                     request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.RequestRefreshRequest.FromString,
                     response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.RequestRefreshResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=protos_dot_coalface_dot_v1_dot_mining__pb2.DrainRequest.FromString,
+                    response_serializer=protos_dot_coalface_dot_v1_dot_mining__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -248,6 +388,60 @@ class MiningService(object):
             _registered_method=True)
 
     @staticmethod
+    def QueryNegatives(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coalface.v1.MiningService/QueryNegatives',
+            protos_dot_coalface_dot_v1_dot_mining__pb2.QueryNegativesRequest.SerializeToString,
+            protos_dot_coalface_dot_v1_dot_mining__pb2.QueryNegativesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/coalface.v1.MiningService/GetSamples',
+            protos_dot_coalface_dot_v1_dot_mining__pb2.GetSamplesRequest.SerializeToString,
+            protos_dot_coalface_dot_v1_dot_mining__pb2.GetSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def AnnounceWeights(request,
             target,
             options=(),
@@ -264,6 +458,60 @@ class MiningService(object):
             '/coalface.v1.MiningService/AnnounceWeights',
             protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsRequest.SerializeToString,
             protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadWeights(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/coalface.v1.MiningService/UploadWeights',
+            protos_dot_coalface_dot_v1_dot_mining__pb2.UploadWeightsRequest.SerializeToString,
+            protos_dot_coalface_dot_v1_dot_mining__pb2.AnnounceWeightsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportDifficulty(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coalface.v1.MiningService/ReportDifficulty',
+            protos_dot_coalface_dot_v1_dot_mining__pb2.ReportDifficultyRequest.SerializeToString,
+            protos_dot_coalface_dot_v1_dot_mining__pb2.ReportDifficultyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -302,6 +550,87 @@ class MiningService(object):
             _registered_method=True)
 
     @staticmethod
+    def WatchStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/coalface.v1.MiningService/WatchStatus',
+            protos_dot_coalface_dot_v1_dot_mining__pb2.WatchStatusRequest.SerializeToString,
+            protos_dot_coalface_dot_v1_dot_mining__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRounds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coalface.v1.MiningService/ListRounds',
+            protos_dot_coalface_dot_v1_dot_mining__pb2.ListRoundsRequest.SerializeToString,
+            protos_dot_coalface_dot_v1_dot_mining__pb2.ListRoundsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coalface.v1.MiningService/GetRound',
+            protos_dot_coalface_dot_v1_dot_mining__pb2.GetRoundRequest.SerializeToString,
+            protos_dot_coalface_dot_v1_dot_mining__pb2.GetRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RequestRefresh(request,
             target,
             options=(),
@@ -318,6 +647,33 @@ class MiningService(object):
             '/coalface.v1.MiningService/RequestRefresh',
             protos_dot_coalface_dot_v1_dot_mining__pb2.RequestRefreshRequest.SerializeToString,
             protos_dot_coalface_dot_v1_dot_mining__pb2.RequestRefreshResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coalface.v1.MiningService/Drain',
+            protos_dot_coalface_dot_v1_dot_mining__pb2.DrainRequest.SerializeToString,
+            protos_dot_coalface_dot_v1_dot_mining__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

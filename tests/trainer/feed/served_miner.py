@@ -25,10 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miner.data import DatasetConfig, RowStore, ingest
-from miner.errors import WeightsRefusedError
+from miner.errors import RunConflictError, WeightsRefusedError
 from miner.rounds import RoundDraft, RoundLog, RoundWriter
 from miner.serving.backend import RefreshState
 from miner.serving.config import ServingConfig
+from miner.serving.queries import LiveSnapshot
 from miner.serving.runs import RunStore
 from miner.serving.server import MiningServer, start_server
 from miner.types import Groups
@@ -105,13 +106,19 @@ def _toy_group(rng: np.random.Generator) -> Groups:
 class ToyBackend:
     """Accepts weights by their URI, and remembers what it was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.announced: list[tuple[int, str, str]] = []
+        self.uploaded: list[bytes] = []
         self.state = RefreshState()
+        self.live: LiveSnapshot | None = None
+        self.drains = 0
 
     async def announce(self, step: int, uri: str, sha256: str) -> bool:
         if "bad" in uri:
             raise WeightsRefusedError(f"{uri}: the digest does not match")
+        if Path(uri).parent == self.uploads_folder:
+            self.uploaded.append(Path(uri).read_bytes())
         superseded = any(newer > step for newer, _, _ in self.announced)
         self.announced.append((step, uri, sha256))
         return superseded
@@ -121,8 +128,20 @@ class ToyBackend:
             raise WeightsRefusedError("no weights have been accepted yet: announce some first")
         return max(step for step, _, _ in self.announced)
 
+    async def request_drain(self) -> None:
+        self.drains += 1
+
     def refresh_status(self) -> RefreshState:
         return self.state
+
+    def live_snapshot(self) -> LiveSnapshot:
+        if self.live is None:
+            raise RunConflictError("no round has been mined yet")
+        return self.live
+
+    @property
+    def uploads_folder(self) -> Path:
+        return self.root / "uploads"
 
 
 class ServerThread:
@@ -130,7 +149,7 @@ class ServerThread:
 
     def __init__(self, root: Path, **settings: Any) -> None:
         config = ServingConfig(**{"heartbeat_s": 0.1, "stride_steps": 8, **settings})
-        self.backend = ToyBackend()
+        self.backend = ToyBackend(root)
         self.log = RoundLog(root / "log")
         self.runs = RunStore(root / "log", config.stride_steps)
         self._loop = asyncio.new_event_loop()
@@ -254,7 +273,7 @@ async def _serve(root: Path, port: int, stride_steps: int) -> None:
     config = ServingConfig(port=port, heartbeat_s=0.2, stride_steps=stride_steps)
     runs = RunStore(root / "log", stride_steps)
     store = RowStore.open(root / "store")
-    server = await start_server(config, RoundLog(root / "log"), runs, store, ToyBackend())
+    server = await start_server(config, RoundLog(root / "log"), runs, store, ToyBackend(root))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
