@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,9 +14,11 @@ from miner.app.demo.processes import ProcessFailedError
 from miner.embedding.config import EncoderConfig
 from miner.embedding.weights import initial_weights
 from miner.rounds import RoundLog
+from miner.types import Groups
 from tests.integration.loop import Loop, wait_until
-from trainer.errors import WeightsRefusedError
+from trainer.errors import RunRefusedError, WeightsRefusedError
 from trainer.feed import MinerClient, TripletFeed
+from trainer.feed.client import RunParameters
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -62,6 +65,57 @@ def test_weights_are_judged_mined_on_request_and_remembered(loop: Loop) -> None:
     assert log.manifest(4).weights_sha256 == good_sha256
     assert log.manifest(4).generation == 2
     assert log.verify() == []
+
+
+def test_a_trainer_without_shared_storage_uploads_asks_and_steers(loop: Loop) -> None:
+    loop.out.mkdir()
+    weights = loop.out / "weights.safetensors"
+    sha256 = initial_weights(EncoderConfig(encoder_args={"width": 8}), weights, seed=3)
+    with loop.miner(), MinerClient(loop.address, patience_s=60) as client:
+        with pytest.raises(RunRefusedError, match="no round has been mined"):
+            client.query_rows(np.array([0]), 3)
+        cut = loop.out / "cut.safetensors"
+        cut.write_bytes(weights.read_bytes()[:-5])
+        digest = hashlib.sha256(cut.read_bytes()).hexdigest()
+        with pytest.raises(WeightsRefusedError):
+            client.upload(step=50, path=cut, sha256=digest)
+        assert not client.upload(step=50, path=weights, sha256=sha256)
+        wait_until(lambda: len(client.status().rounds) == 2, "round of the uploaded weights")
+        uploads = list((loop.state_dir / "weights").iterdir())
+        assert [path.name for path in uploads] == [f"{sha256}.safetensors"], "no part is left"
+
+        rows = np.array([0, 100, 215])
+        samples = client.samples(rows)
+        assert samples["row_id"].to_pylist() == rows.tolist()
+        found = client.query_rows(rows, 20)
+        assert (found.round_id, found.model_step) == (2, 50)
+        assert (found.row_ids_QK >= 0).all()
+        by_identity = client.query_embeddings(
+            np.ones((1, 128), np.float32), np.array([3], np.int32), 20
+        )
+        assert 3 not in by_identity.identity_ids_QK
+
+        client.open_run(RunParameters(run_id="run", batch_rows=64))
+        losses = np.full(36, 0.1, np.float32)
+        losses[7] = 10.0
+        client.report_difficulty("run", 60, np.arange(36, dtype=np.int32), losses)
+        client.request_refresh()
+        wait_until(lambda: len(client.status().rounds) == 3, "round that is steered")
+        assert [client.round(round_id)["selection"]["num_losses"] for round_id in (2, 3)] == [0, 36]
+        log = RoundLog(loop.state_dir)
+        shares = [np.mean(_anchored(log.read(round_id)) == 7) for round_id in (2, 3)]
+        assert shares[0] < 0.06
+        assert shares[1] > 2 * shares[0]
+
+        assert client.drain() == 0
+        wait_until(lambda: not (loop.state_dir / "endpoint.json").exists(), "end of the service")
+    assert "drained: every stream has ended" in loop.log_of("miner").read_text()
+
+
+def _anchored(groups: Groups) -> np.ndarray:
+    """The identity of each group's anchor."""
+    identities: np.ndarray = groups.identity_ids_R[groups.row_offsets_G1[:-1]]
+    return identities
 
 
 def test_a_failed_refresh_is_reported_and_the_last_good_round_stays(loop: Loop) -> None:

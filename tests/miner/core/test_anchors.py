@@ -137,3 +137,30 @@ def test_a_catalog_of_single_samples_has_no_anchor():
     table = make_world(5, [1, 1, 1]).identities
     with pytest.raises(SelectionError, match="none of the 3 identities has two samples"):
         choose_anchors(table, SelectionConfig(), seed=0, round_id=1)
+
+
+def units_under(losses, **changes):
+    table = make_world(5, [200] * len(losses)).identities
+    config = SelectionConfig(**{"groups_per_round": 120, **changes})
+    given = np.array(losses, np.float32)
+    anchors = choose_anchors(table, config, seed=9, round_id=3, losses_I=given)
+    return np.bincount(table.identity_ids_N[anchors], minlength=len(losses))
+
+
+def test_shares_follow_reported_losses_within_bounds():
+    assert units_under([1.0, 2.0, 3.0, 2.0]).tolist() == [15, 30, 45, 30]
+    assert units_under([1.0, 2.0, 3.0, 2.0], difficulty=0.0).tolist() == [30, 30, 30, 30]
+    assert units_under([2.0, 2.0, np.nan, np.nan]).tolist() == [30, 30, 30, 30]
+    # At most four times the mean of the others' share, at least a quarter.
+    hopeless = units_under([1e9, *[0.0] * 7])
+    assert hopeless[0] == pytest.approx(16 * hopeless[1:].mean(), rel=0.2)
+    assert (hopeless[1:] > 0).all(), "what is learnt is not forgotten"
+
+
+def test_losses_of_nothing_change_nothing():
+    table, plain = anchors_of([5, 5, 5], 2, groups_per_round=7)
+    for losses in ([np.nan] * 3, [0.0] * 3):
+        config = SelectionConfig(groups_per_round=7)
+        given = np.array(losses, np.float32)
+        steered = choose_anchors(table, config, seed=9, round_id=2, losses_I=given)
+        assert steered.tolist() == plain.tolist()

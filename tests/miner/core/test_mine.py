@@ -295,3 +295,22 @@ def test_only_mined_triplets_say_what_is_still_wrong():
     assert found == pytest.approx(count_violating(world, groups, 0.25))
     drawn = random_groups(world.identities, config, seed=1, round_id=1).groups
     assert violating_fraction(drawn, world.embeddings_ND, 0.25) is None
+
+
+@pytest.mark.parametrize("strategy", ["hardest", "random"])
+def test_reported_losses_move_the_quotas_of_the_round(strategy):
+    world = make_world(5, [40, 40, 40, 40])
+    config = config_of(strategy=strategy, groups_per_round=40, underfill="relax")
+    losses = np.array([3.0, 1.0, np.nan, 1.0], np.float32)
+    plain, steered = mine(world, config), mine(world, config, losses_I=losses)
+    for selection, number in ((plain, 0), (steered, 3)):
+        assert selection.report.num_losses == number
+
+    def anchored(selection):
+        groups = selection.groups
+        rows = groups.row_ids_R[groups.row_offsets_G1[:-1]]
+        return np.bincount(world.identities.identity_ids_N[rows], minlength=4).tolist()
+
+    assert anchored(plain) == [10, 10, 10, 10]
+    first, second, third, fourth = anchored(steered)
+    assert first > third > max(second, fourth)
