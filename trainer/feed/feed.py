@@ -1,6 +1,6 @@
 """The feed: the whole of Coalface as a training loop sees it.
 
-It knows neither torch nor the wire format.
+It knows neither torch nor the wire format. Shape legend: I = identities.
 
 Lifecycle: ``NEW --open()--> OPEN --(last step, or close())--> CLOSED``; iterating opens it. A
 closed feed may be opened again and goes on from its position.
@@ -14,7 +14,10 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
 
-from trainer.errors import ConfigError, MinerUnreachableError
+import numpy as np
+import numpy.typing as npt
+
+from trainer.errors import ConfigError, MinerUnreachableError, ProtocolError
 from trainer.feed.batch import TripletBatch
 from trainer.feed.client import ExhaustedPolicy, MinerClient, RunParameters, StalePolicy
 from trainer.feed.prefetch import Prefetcher, Subscription
@@ -23,7 +26,11 @@ __all__ = ["TripletFeed"]
 
 logger = logging.getLogger(__name__)
 
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+
 COMMIT_PATIENCE_S = 2.0
+RANDOM = "random"
 
 
 @dataclass(eq=False)
@@ -157,6 +164,32 @@ class TripletFeed:
                 logger.warning("run %s: step %d not committed: %s", self.run_id, step, exc)
                 return None
 
+    def report_difficulty(self, identity_ids_I: I32, losses_I: F32) -> int | None:
+        """Tell mean losses of identities at :attr:`position`: the next round's quotas follow them.
+
+        Advisory, as :meth:`commit`; ranks may each report their own identities.
+
+        Args:
+            identity_ids_I: [I] int32, distinct.
+            losses_I: [I] float32, finite, at least 0.
+
+        Returns:
+            Of how many identities the miner knows a difficulty by now; None if it did not answer
+            within 2 s.
+
+        Raises:
+            FeedError: If the miner refuses it.
+        """
+        patience_s = min(COMMIT_PATIENCE_S, self.patience_s)
+        with MinerClient(self.address, patience_s=patience_s) as client:
+            try:
+                return client.report_difficulty(
+                    self.run_id, self._position, identity_ids_I, losses_I
+                )
+            except MinerUnreachableError as exc:
+                logger.warning("run %s: losses not reported: %s", self.run_id, exc)
+                return None
+
     def close(self) -> None:
         """Give up thread and connection; safe to repeat. Batches read ahead are read again."""
         if self._finalizer is not None:
@@ -192,8 +225,29 @@ class TripletFeed:
         self.stalled_s += time.perf_counter() - begin_s
         if batch is None:
             raise StopIteration
+        try:
+            self._require_fresh(batch)
+        except ProtocolError:
+            self.close()
+            raise
         self._position = batch.step + 1
         return batch
+
+    def _require_fresh(self, batch: TripletBatch) -> None:
+        """The miner plans within the bound; here, where it counts, it is checked again."""
+        if batch.staleness_steps != max(0, batch.step - batch.model_step):
+            raise ProtocolError(
+                f"step {batch.step}: the miner says {batch.staleness_steps} steps of staleness, "
+                f"yet the round's weights are of step {batch.model_step}"
+            )
+        bound = self.max_staleness_steps
+        is_mined = batch.strategy != RANDOM  # others count from the end of the warm-up
+        is_stale = batch.over_stale or (is_mined and batch.staleness_steps > bound)
+        if self.stale == "wait" and bound and is_stale:
+            raise ProtocolError(
+                f"step {batch.step}: the batch is {batch.staleness_steps} steps stale, the bound "
+                f"is {bound} and the run waits rather: miner and trainer are of different versions"
+            )
 
     @property
     def _stop_step(self) -> int | None:

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from tests.trainer.feed.served_miner import ServerThread, seal_round
-from trainer.errors import ConfigError, RoundLostError, RunRefusedError, StepRangeError
+from trainer.errors import (
+    ConfigError,
+    ProtocolError,
+    RoundLostError,
+    RunRefusedError,
+    StepRangeError,
+)
 from trainer.feed import MinerClient, RunParameters, TripletBatch, TripletFeed
 
 
@@ -188,6 +194,43 @@ def test_staleness_above_the_bound_is_marked_or_waited_for(
     assert [batch.over_stale for batch in batches] == [step > 7 for step in range(12)]
     waits = feed_of(miner, run_id="w", stale="wait", max_staleness_steps=5, num_steps=8)
     assert not any(batch.over_stale for batch in waits)
+
+
+def test_a_miner_that_breaks_the_bound_is_caught_where_the_batch_is_consumed(
+    folder: Path, miner: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal_round(folder, 3, model_step=2)
+    monkeypatch.setattr("miner.serving.plan._steps_before_stale", lambda *_: None)
+    feed = feed_of(miner, stale="wait", max_staleness_steps=5)
+    with pytest.raises(ProtocolError, match="step 8: the batch is 6 steps stale, the bound is 5"):
+        list(feed)
+    assert (feed.position, feed.is_open) == (8, False)
+
+
+def test_staleness_that_does_not_fit_the_round_is_a_protocol_error(
+    miner: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from miner.serving import streams
+
+    encode = streams._encode
+
+    def lying(columns: object) -> object:
+        batch = encode(columns)  # type: ignore[arg-type]
+        batch.staleness_steps += 1
+        return batch
+
+    monkeypatch.setattr(streams, "_encode", lying)
+    with pytest.raises(ProtocolError, match="the miner says 1 steps of staleness"):
+        list(feed_of(miner))
+
+
+def test_losses_are_reported_at_the_position(miner: ServerThread) -> None:
+    with feed_of(miner, num_steps=3) as feed:
+        next(feed)
+        assert feed.report_difficulty(np.array([5], np.int32), np.array([2.0], np.float32)) == 1
+    quick = feed_of(miner, patience_s=0.2)
+    miner.stop()
+    assert quick.report_difficulty(np.array([5], np.int32), np.array([2.0], np.float32)) is None
 
 
 def test_commit_tells_the_position(miner: ServerThread) -> None:
