@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import grpc.aio
+
 from miner.errors import LimitError, RequestError, RoundLogError
+from miner.serving.malformed import require_message
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["received"]
@@ -70,8 +73,9 @@ async def _next(read: Read) -> bytes | None:
             message = await read()
     except TimeoutError as exc:
         raise LimitError(f"an upload that brings nothing for {SILENCE_S:g} s is given up") from exc
-    if not isinstance(message, mining_pb2.UploadWeightsRequest):
+    if message is grpc.aio.EOF:
         return None
+    require_message(message)
     if message.HasField("header"):
         raise RequestError("header: must be in the first message only, got another one")
     content: bytes = message.content
