@@ -43,8 +43,14 @@ def check_fit(
     """Accepts embeddings and identities of the same rows, and anchors among them.
 
     Raises:
-        SearchError: The sizes differ, or an anchor is no row; the text names the first of them.
+        SearchError: The sizes differ, anchors are no list of whole numbers, or one is no row; the
+            text names the first of them.
     """
+    given = np.asarray(anchor_ids_A)
+    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
+        raise SearchError(
+            f"anchors must be row ids [A] of an integer type, got {given.dtype} {list(given.shape)}"
+        )
     if len(embeddings_ND) != identities.num_rows:
         raise SearchError(
             f"the embeddings hold {len(embeddings_ND)} rows, the catalog {identities.num_rows}: "

@@ -64,7 +64,7 @@ class Batch:
 
     @classmethod
     def of(cls, join: ListJoin, anchor_ids_B: I64, *, is_known: bool) -> Batch:
-        """Rows ``anchor_ids_B``, which ascend by list; whether candidates of them are known."""
+        """Rows ``anchor_ids_B``, which ascend by list; whether candidates of all are known."""
         anchors_BD = np.ascontiguousarray(join.embeddings_ND[anchor_ids_B])
         return cls(
             join,

@@ -23,7 +23,7 @@ from miner.compiled import read_only
 from miner.index.gallery import CodedGallery, Gallery, plain_gallery
 from miner.index.inverted_lists import Centroids
 from miner.index.join_batch import Batch
-from miner.index.rescoring import rescore
+from miner.index.rescoring import NONE, rescore
 from miner.index.reservoir import capacity_for
 from miner.index.threads import Each
 from miner.types import Candidates, IdentityTable
@@ -155,7 +155,9 @@ class ListJoin:
         def join(begin: int) -> None:
             nonlocal done
             places_B = by_list_A[begin : begin + joined]
-            batch = Batch.of(self, anchor_ids_A[places_B], is_known=known_NW.shape[1] > 0)
+            known_BW = known_NW[anchor_ids_A[places_B]]
+            is_known = known_BW.size > 0 and bool((known_BW[:, 0] != NONE).all())
+            batch = Batch.of(self, anchor_ids_A[places_B], is_known=is_known)
             rescore(
                 batch.anchors_BD,
                 read_only(self.embeddings_ND),
@@ -163,7 +165,7 @@ class ListJoin:
                 batch.owners_B,
                 self.rows_N,
                 batch.search(num_candidates, num_probes),
-                known_NW[anchor_ids_A[places_B]],
+                known_BW,
                 places_B,
                 similarities_AK,
                 row_ids_AK,

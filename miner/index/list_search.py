@@ -167,6 +167,7 @@ class ListSearch:
         """
         if self._learnt is not None:
             self._warm = WarmStart.after(*self._learnt, len(self._embeddings_ND))
+            self._warm.require_fit(*self._embeddings_ND.shape)  # whoever got it may have changed it
             self._learnt = None
         return self._warm
 

@@ -13,8 +13,9 @@ from miner.types import Candidates
 
 __all__ = ["Recall", "measure_recall"]
 
-TIE = np.float32(1e-5)
-"""Rounding of a similarity in float32 between two products of other shapes."""
+TIE = np.float32(1e-6)
+"""Rounding of a similarity in float32 between two products of other shapes. More would count rows
+as found that are not, where all rows are alike."""
 Z_95 = 1.96
 
 

@@ -146,7 +146,7 @@ class WarmFile:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             warm = _checked(tensors, metadata, num_rows, dim)
-        except (OSError, SafetensorError, KeyError, ValueError) as exc:
+        except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError) as exc:
             logger.warning("the search starts cold: %s cannot be used: %s", self.path, exc)
             return None
         return warm
@@ -160,7 +160,9 @@ def _checked(
     neighbours_NW = tensors["neighbours"]
     num_axes = dim if axes_DP is None else axes_DP.shape[-1]
     fits = (
-        metadata["dim"] == str(dim)
+        min(array.ndim for array in tensors.values()) == 2
+        and min(len(coarse_CP), len(fine_LP)) > 0
+        and metadata["dim"] == str(dim)
         and (axes_DP is None or axes_DP.shape == (dim, num_axes))
         and coarse_CP.shape == (len(coarse_CP), num_axes)
         and fine_LP.shape == (len(fine_LP), num_axes)

@@ -202,3 +202,28 @@ class TestGpu:
         search(np.arange(6000), 10)
         assert asked == [1000, 1000]
         assert search.recall.value >= 0.9
+
+
+def test_in_a_collapsed_space_recall_is_not_overstated():
+    rng = np.random.default_rng(0)
+    rows = np.zeros((6000, 64), np.float32)
+    rows[:, 0] = 1
+    rows += (0.001 * rng.normal(size=rows.shape)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    identities = IdentityTable.from_ids(np.arange(6000, dtype=np.int32) // 4)
+    anchors = np.arange(0, 6000, 3)
+    config = IndexConfig(kind="ivf", min_recall=0.0)
+    search = CandidateSearch(rows, identities, config)
+    found = search(anchors, 10).row_ids_AK
+    exact = CandidateSearch(rows, identities, IndexConfig())(anchors, 10).row_ids_AK
+    common = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, exact, strict=True)])
+    assert search.recall is not None
+    assert search.recall.value <= common + 0.1
+
+
+@pytest.mark.parametrize("anchors", [np.zeros((2, 2), int), np.array([0.5]), np.array([True])])
+def test_anchors_that_are_no_row_ids_are_refused(anchors):
+    rows = np.eye(4, dtype=np.float32)
+    identities = IdentityTable.from_ids(np.array([0, 0, 1, 1], np.int32))
+    with pytest.raises(SearchError, match="anchors must be row ids"):
+        CandidateSearch(rows, identities, IndexConfig())(anchors, 1)

@@ -4,6 +4,8 @@ import logging
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from miner.errors import SearchError
 from miner.index import list_search
@@ -166,3 +168,25 @@ def test_a_configured_number_of_lists_holds_for_a_warm_search_too(made):
     warm, _ = searched(made.embeddings_ND, made.identity_ids_N, first.warm_start, config)
     assert first.description["num_lists"] > 30
     assert warm.description["num_lists"] < 20
+
+
+@pytest.mark.parametrize("name", ["axes", "coarse", "fine", "neighbours"])
+@pytest.mark.parametrize("shape", [(), (0, 12), (3,)])
+def test_tensors_of_a_shape_that_cannot_be_start_cold(made, tmp_path, name, shape):
+    search, _ = searched(made.embeddings_ND, made.identity_ids_N)
+    file = WarmFile(tmp_path / "search.safetensors", "rows")
+    file.save(search.warm_start)
+    with safe_open(file.path, "numpy") as kept:
+        tensors = {one: kept.get_tensor(one) for one in kept.keys()}  # noqa: SIM118
+        metadata = kept.metadata()
+    kind = np.uint32 if name == "neighbours" else np.float32
+    tensors[name] = np.zeros(shape, kind)
+    save_file(tensors, file.path, metadata)
+    assert file.load(*made.embeddings_ND.shape) is None
+
+
+def test_a_result_that_was_changed_is_no_warm_start(made):
+    search, found = searched(made.embeddings_ND, made.identity_ids_N)
+    found.row_ids_AK[:] += 10**9
+    with pytest.raises(SearchError, match="rows beyond the 8000"):
+        search(np.arange(8000), 20)
