@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba import types
+from numba.core import cgutils
 from numba.core.caching import FunctionCache
+from numba.extending import intrinsic
 
-__all__ = ["compiled", "read_only"]
+__all__ = ["compiled", "copy_bytes", "read_only"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,6 +35,29 @@ def compiled(function: Function) -> Function:
         machine_code._cache = _Cache(function)
     kept: Function = machine_code
     return kept
+
+
+@intrinsic
+def _copy_bytes(_typing: Any, target: Any, _at: Any, source: Any, _begin: Any, _count: Any) -> Any:
+    """``target[at:at + count] = source[begin:begin + count]`` of two arrays of uint8, at once.
+
+    For compiled functions only. Bounds are not checked.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        to, to_at, of, of_at, number = arguments
+        pointers = [
+            builder.gep(context.make_array(kind)(context, builder, array).data, [place])
+            for kind, array, place in ((target, to, to_at), (source, of, of_at))
+        ]
+        cgutils.raw_memcpy(builder, *pointers, number, 1)
+        return context.get_dummy_value()
+
+    sizes = types.intp, types.intp
+    return types.void(target, sizes[0], source, *sizes), generate
+
+
+copy_bytes: Any = _copy_bytes
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

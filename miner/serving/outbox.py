@@ -1,12 +1,11 @@
 """The hand-over between the assembler of one stream and its writer, bounded in bytes.
 
-It knows nothing of plans. One task puts, one takes; both on the event loop.
+It knows nothing of plans, nor of what is in a batch. One task puts, one takes; both on the event
+loop.
 """
 
 import asyncio
 from dataclasses import dataclass
-
-from protos.coalface.v1 import mining_pb2
 
 __all__ = ["Outbox", "Wait"]
 
@@ -30,24 +29,23 @@ class Outbox:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._batches: list[mining_pb2.Batch] = []
+        self._batches: list[bytes] = []
         self._num_bytes = 0
         self._closed = False
         self._ready = asyncio.Event()  # something to take, or closed
         self._room = asyncio.Event()  # something was taken, or closed
 
-    async def put(self, batch: mining_pb2.Batch) -> None:
+    async def put(self, batch: bytes) -> None:
         """Add a batch, waiting until it fits; dropped if the outbox is closed."""
-        num_bytes = batch.ByteSize()
-        while self._batches and self._num_bytes + num_bytes > self._max_bytes:
+        while self._batches and self._num_bytes + len(batch) > self._max_bytes:
             self._room.clear()
             await self._room.wait()
         if not self._closed:
             self._batches.append(batch)
-            self._num_bytes += num_bytes
+            self._num_bytes += len(batch)
             self._ready.set()
 
-    async def take(self, timeout_s: float) -> list[mining_pb2.Batch] | None:
+    async def take(self, timeout_s: float) -> list[bytes] | None:
         """All that is ready; empty if nothing came for ``timeout_s``; None at the end."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -94,6 +94,14 @@ class Run:
             DamagedRoundError: If the log is not the one that the run was planned on.
             RoundLogError: If the plan is damaged or cannot be written.
         """
+        plans = self.plan_some(step, 1, log)
+        return plans if isinstance(plans, Waiting) else plans[0]
+
+    def plan_some(self, step: int, most: int, log: RoundLog) -> list[StepPlan] | Waiting:
+        """As :meth:`plan`, and the steps that follow it in the same stride, up to ``most`` in all.
+
+        Nothing more is planned for them: what is not asked for may still be fed by a newer round.
+        """
         self._require_reachable(step)
         if step >= self.planned_steps:
             with self._exclusive() as descriptor:
@@ -104,7 +112,9 @@ class Run:
                     offset = self._journal.append(descriptor, stride.to_json())
                     self._add(offset, stride)
         number = bisect_right(self._index, step, key=lambda entry: entry[0]) - 1
-        return self._stride(number).at(step, self.parameters)
+        stride = self._stride(number)
+        stop = min(step + most, stride.end_step)
+        return [stride.at(each, self.parameters) for each in range(step, stop)]
 
     def commit(self, step: int) -> int:
         """Note durably that the trainer's newest checkpoint holds steps [0, step).

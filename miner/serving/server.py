@@ -21,7 +21,7 @@ from miner.rounds import RoundLog
 from miner.serving.backend import Backend
 from miner.serving.config import ServingConfig
 from miner.serving.difficulty import DifficultyBook
-from miner.serving.malformed import RefuseMalformed
+from miner.serving.handlers import MessageEdge
 from miner.serving.runs import RunStore
 from miner.serving.service import MiningService, Parts
 from protos.coalface.v1 import mining_pb2_grpc
@@ -56,7 +56,7 @@ class MiningServer:
         self._health = _health.aio.HealthServicer()
         limit = ("grpc.max_receive_message_length", config.max_request_bytes)
         self._server = grpc.aio.server(
-            interceptors=[RefuseMalformed()], options=[*SERVER_OPTIONS, limit]
+            interceptors=[MessageEdge()], options=[*SERVER_OPTIONS, limit]
         )
         _mining.add_MiningServiceServicer_to_server(self._service, self._server)
         _health_grpc.add_HealthServicer_to_server(self._health, self._server)

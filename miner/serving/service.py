@@ -23,8 +23,7 @@ from miner.serving.assemble import BatchAssembler
 from miner.serving.backend import Backend
 from miner.serving.config import ServingConfig
 from miner.serving.difficulty import DifficultyBook
-from miner.serving.malformed import require_message
-from miner.serving.parts import FRAME_BYTES
+from miner.serving.handlers import require_message
 from miner.serving.plan import RunParameters
 from miner.serving.queries import Queries, query_negatives
 from miner.serving.requests import (
@@ -47,6 +46,7 @@ from miner.serving.status import round_page, status_response, whole_round
 from miner.serving.status_codes import refusals
 from miner.serving.streams import StreamSource, TripletStream
 from miner.serving.uploads import received
+from miner.serving.wire import PART_FRAME
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["MiningService", "Parts"]
@@ -205,7 +205,7 @@ class MiningService:
             self._refuse_when_draining()
             store, config = self._parts.row_store, self._parts.config
             row_ids_R = read_row_ids(request, store.num_rows)
-            parts = sample_parts(store, row_ids_R, config.max_message_bytes - FRAME_BYTES)
+            parts = sample_parts(store, row_ids_R, config.max_message_bytes - PART_FRAME)
             while (content := await self._off_loop(lambda: next(parts, None))) is not None:
                 await context.write(mining_pb2.GetSamplesResponse(content=content))
 

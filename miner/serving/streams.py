@@ -7,13 +7,13 @@ else follows from the request, so a stream can be broken anywhere and asked for 
 import asyncio
 from collections import deque
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from miner.serving.assemble import BatchAssembler, BatchColumns
+from miner.serving.assemble import BatchAssembler
 from miner.serving.outbox import Outbox, Wait
-from miner.serving.parts import messages_of
 from miner.serving.plan import Waiting
 from miner.serving.runs import Run
+from miner.serving.wire import messages_of
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["StreamSource", "TripletStream"]
@@ -44,7 +44,8 @@ class TripletStream:
         self._request = request
         self._max_message_bytes = max_message_bytes
         self._outbox = Outbox(max_message_bytes)
-        self._cut: deque[mining_pb2.StreamTripletsResponse] = deque()
+        self._at_a_time = 1  # as many as fill a message, once it is known how large they are
+        self._cut: deque[bytes] = deque()
         self._wait = Wait(request.first_step, "its batch is being read")
         self._ended_early = False
 
@@ -56,15 +57,19 @@ class TripletStream:
         """
         begin = self._request.first_step
         try:
-            for step in range(begin, begin + self._request.num_steps):
-                if self._ended_early:
-                    return
-                await self._outbox.put(await self._next(step))
+            step, stop = begin, begin + self._request.num_steps
+            while step < stop and not self._ended_early:
+                batches = await self._next(step, min(stop - step, self._at_a_time))
+                for batch in batches:
+                    await self._outbox.put(batch)
+                step += len(batches)
+                num_bytes = sum(map(len, batches))
+                self._at_a_time = max(1, self._max_message_bytes * len(batches) // num_bytes)
         finally:
             self._outbox.close()
 
-    async def next_message(self, heartbeat_s: float) -> mining_pb2.StreamTripletsResponse | None:
-        """What to write next; a heartbeat if no batch is ready for so long; None at the end."""
+    async def next_message(self, heartbeat_s: float) -> bytes | None:
+        """The next message, encoded; a heartbeat if no batch is ready in time; None at the end."""
         if self._cut:
             return self._cut.popleft()
         batches = await self._outbox.take(heartbeat_s)
@@ -74,35 +79,31 @@ class TripletStream:
             self._cut.extend(messages_of(batches, self._max_message_bytes))
             return self._cut.popleft()
         heartbeat = mining_pb2.Heartbeat(next_step=self._wait.step, reason=self._wait.reason)
-        return mining_pb2.StreamTripletsResponse(heartbeat=heartbeat)
+        message: bytes = mining_pb2.StreamTripletsResponse(heartbeat=heartbeat).SerializeToString()
+        return message
 
     def end_early(self) -> None:
         """Let the stream end well after what is ready: the server is draining."""
         self._ended_early = True
         self._outbox.close()
 
-    async def _next(self, step: int) -> mining_pb2.Batch:
+    async def _next(self, step: int, most: int) -> list[bytes]:
+        """The batches of this step and of some that follow it."""
         loop = asyncio.get_running_loop()
         self._wait = Wait(step, "its batch is being read")
         while True:
-            made = await loop.run_in_executor(self._source.pool, self._make, step)
-            if isinstance(made, mining_pb2.Batch):
+            made = await loop.run_in_executor(self._source.pool, self._make, step, most)
+            if not isinstance(made, Waiting):
                 return made
             self._wait = Wait(step, made.reason)
             await asyncio.sleep(POLL_S)
 
-    def _make(self, step: int) -> mining_pb2.Batch | Waiting:
-        """Plan (durably) and assemble one step. Blocks; runs in the pool."""
-        plan = self._run.plan(step, self._source.assembler.log)
-        if isinstance(plan, Waiting):
-            return plan
+    def _make(self, step: int, most: int) -> list[bytes] | Waiting:
+        """Plan (durably) and assemble some steps. Blocks; runs in the pool."""
+        plans = self._run.plan_some(step, most, self._source.assembler.log)
+        if isinstance(plans, Waiting):
+            return plans
         request = self._request
-        columns = self._source.assembler.batch(
-            plan, request.rank, request.world_size, request.with_payload
+        return self._source.assembler.batches(
+            plans, request.rank, request.world_size, request.with_payload
         )
-        return _encode(columns)
-
-
-def _encode(columns: BatchColumns) -> mining_pb2.Batch:
-    names = (field.name for field in fields(columns))
-    return mining_pb2.Batch(**{name: getattr(columns, name) for name in names})

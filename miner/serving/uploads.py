@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import grpc.aio
 
 from miner.errors import LimitError, RequestError, RoundLogError
-from miner.serving.malformed import require_message
+from miner.serving.handlers import require_message
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["received"]

@@ -16,7 +16,6 @@ import signal
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -86,7 +85,7 @@ def plan(root: Path, say: Say) -> None:
     for step in range(10):
         answer = run.plan(step, RoundLog(root))
         assert isinstance(answer, StepPlan)
-        say(asdict(answer))
+        say(answer._asdict())
 
 
 def commit(root: Path, say: Say) -> None:

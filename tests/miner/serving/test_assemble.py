@@ -1,7 +1,6 @@
 """P1 and P4: a step's batch keeps its bytes, and the ranks' shares together are the batch."""
 
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,14 @@ from hypothesis import strategies as st
 from miner.data import DatasetConfig, RowStore, ingest
 from miner.errors import DamagedRoundError, RequestError, RoundExpiredError, RunConflictError
 from miner.rounds import RoundLog
-from miner.serving.assemble import BatchAssembler, BatchColumns, rank_share
+from miner.serving.assemble import BatchAssembler
+from miner.serving.encode import BatchValues, encode_batches
 from miner.serving.plan import RunParameters, StepPlan, order_of
 from miner.serving.runs import RunStore
+from miner.serving.wire import messages_of
 from miner.types import Groups
-from tests.miner.rounds.round_samples import bytes_of, make_draft, make_groups, make_log
+from protos.coalface.v1 import mining_pb2
+from tests.miner.rounds.round_samples import make_draft, make_groups, make_log
 
 
 def plan_of(root: Path, log: RoundLog, step: int, *, batch_rows: int = 40) -> StepPlan:
@@ -29,7 +31,15 @@ def plan_of(root: Path, log: RoundLog, step: int, *, batch_rows: int = 40) -> St
     return plan
 
 
-def triplets_of(batch: BatchColumns) -> list[tuple[int, ...]]:
+def made(
+    assembler: BatchAssembler, plan: StepPlan, rank: int, world_size: int, with_payload: bool
+) -> Any:
+    """One rank's share of one step, as a client reads it."""
+    (content,) = assembler.batches([plan], rank, world_size, with_payload)
+    return mining_pb2.Batch.FromString(content)
+
+
+def triplets_of(batch: Any) -> list[tuple[int, ...]]:
     """Row ids of every triplet, read as a client reads them."""
     rows = np.frombuffer(batch.row_ids, "<i8")
     columns = [np.frombuffer(c, "<i4") for c in (batch.anchors, batch.positives, batch.negatives)]
@@ -47,15 +57,59 @@ def triplets_by_loops(groups: Groups, group_ids: list[int]) -> list[tuple[int, .
 
 
 @settings(max_examples=60, deadline=None)
-@given(num_groups=st.integers(1, 20), world_size=st.integers(1, 20), seed=st.integers(0, 99))
-def test_the_ranks_shares_are_the_groups_in_order_for_any_world_size(
-    num_groups: int, world_size: int, seed: int
+@given(
+    sizes=st.lists(st.integers(0, 6), min_size=1, max_size=5),
+    numbers=st.lists(st.integers(0, 2**62), min_size=9, max_size=9),
+    strategy=st.text(max_size=200),
+    seed=st.integers(0, 99),
+)
+def test_protobuf_reads_what_is_encoded_and_would_write_the_same(
+    sizes: list[int], numbers: list[int], strategy: str, seed: int
 ) -> None:
-    groups, world_size = make_groups(num_groups, seed=seed), min(world_size, num_groups)
-    shares = [rank_share(groups, rank, world_size) for rank in range(world_size)]
-    assert bytes_of(Groups.concatenate(shares)) == bytes_of(groups)
-    sizes = [share.num_groups for share in shares]
-    assert max(sizes) - min(sizes) <= 1
+    groups, rng = make_groups(12, seed=seed), np.random.default_rng(seed)
+    taken = rng.integers(0, 12, sum(sizes))
+    edges = np.concatenate(([0], np.cumsum(sizes)))
+    values = BatchValues(*numbers)._replace(over_stale=bool(numbers[4] % 2))
+    encoded = encode_batches(
+        groups, taken, edges, np.array([values] * len(sizes), np.int64), strategy
+    )
+    for batch, content in enumerate(encoded):
+        share = groups.take(taken[edges[batch] : edges[batch + 1]])
+        starts = np.repeat(share.row_offsets_G1[:-1], np.diff(share.triplet_offsets_G1))
+        wanted = mining_pb2.Batch(
+            **values._asdict(),
+            strategy=strategy,
+            row_ids=share.row_ids_R.astype("<i8").tobytes(),
+            identity_ids=share.identity_ids_R.astype("<i4").tobytes(),
+            group_offsets=share.row_offsets_G1.astype("<i4").tobytes(),
+            anchors=(share.anchors_T + starts).astype("<i4").tobytes(),
+            positives=(share.positives_T + starts).astype("<i4").tobytes(),
+            negatives=(share.negatives_T + starts).astype("<i4").tobytes(),
+            similarities_ap=share.similarities_ap_T.astype("<f4").tobytes(),
+            similarities_an=share.similarities_an_T.astype("<f4").tobytes(),
+            tiers=share.tiers_T.tobytes(),
+        )
+        assert mining_pb2.Batch.FromString(content) == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 400), min_size=1, max_size=6), most=st.integers(100, 500))
+def test_messages_hold_the_batches_whole_or_in_parts(sizes: list[int], most: int) -> None:
+    batches = [
+        mining_pb2.Batch(step=step, row_ids=bytes(size)).SerializeToString()
+        for step, size in enumerate(sizes)
+    ]
+    read = [
+        mining_pb2.StreamTripletsResponse.FromString(message)
+        for message in messages_of(batches, most)
+    ]
+    if len(batches) == 1 and len(batches[0]) > most:
+        assert max(message.ByteSize() for message in read) <= most
+        assert b"".join(message.part.content for message in read) == batches[0]
+        assert {message.part.total_bytes for message in read} == {len(batches[0])}
+    else:
+        (message,) = read
+        assert [batch.SerializeToString() for batch in message.batches] == batches
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -66,7 +120,7 @@ def test_the_columns_of_all_ranks_hold_the_triplets_of_the_planned_groups(
     assembler, groups = BatchAssembler(log, None), log.read(1)
     for step in range(4):
         plan = plan_of(tmp_path, log, step)
-        batches = [assembler.batch(plan, rank, world_size, False) for rank in range(world_size)]
+        batches = [made(assembler, plan, rank, world_size, False) for rank in range(world_size)]
         chosen = order_of(30, 1, 1, plan.pass_number)[plan.begin : plan.end].tolist()
         whole = groups.take(np.array(chosen))
         triplets = [triplet for batch in batches for triplet in triplets_of(batch)]
@@ -92,7 +146,7 @@ def test_a_batch_tells_what_its_plan_and_its_round_say(tmp_path: Path) -> None:
     log, writer = make_log(tmp_path, num_rounds=0)
     draft = make_draft(model_step=1, weights_sha256="a" * 64, strategy="rank_window")
     writer.seal(make_groups(30), draft)
-    batch = BatchAssembler(log, None).batch(plan_of(tmp_path, log, 3), 0, 1, False)
+    batch = made(BatchAssembler(log, None), plan_of(tmp_path, log, 3), 0, 1, False)
     assert (batch.step, batch.round_id, batch.model_step, batch.staleness_steps) == (3, 1, 1, 2)
     assert (batch.strategy, batch.pass_number, batch.over_stale) == ("rank_window", 0, False)
     assert batch.payload == b""
@@ -103,13 +157,13 @@ def test_a_batch_keeps_its_bytes_when_newer_rounds_come_and_after_a_restart(
 ) -> None:
     log, writer = make_log(tmp_path, num_rounds=1, num_groups=30)
     plans = [plan_of(tmp_path, log, step) for step in range(6)]
-    before = [BatchAssembler(log, None).batch(plan, 1, 2, False) for plan in plans]
+    before = [made(BatchAssembler(log, None), plan, 1, 2, False) for plan in plans]
     for seed in range(5):
         writer.seal(make_groups(12, seed=seed), make_draft())
     writer.retain(2, needed=RunStore(tmp_path, 4).needed_rounds(idle_run_s=60))
     log = RoundLog(tmp_path)
     again = [plan_of(tmp_path, log, step) for step in range(6)]
-    assert [BatchAssembler(log, None).batch(plan, 1, 2, False) for plan in again] == before
+    assert [made(BatchAssembler(log, None), plan, 1, 2, False) for plan in again] == before
 
 
 @pytest.fixture
@@ -134,7 +188,7 @@ def test_the_payload_is_each_distinct_sample_once_ascending(
 ) -> None:
     log, _ = make_log(tmp_path, num_rounds=1, num_groups=30)
     plan = plan_of(tmp_path, log, 0, batch_rows=90)
-    batches = [BatchAssembler(log, row_store).batch(plan, rank, 2, True) for rank in (0, 1)]
+    batches = [made(BatchAssembler(log, row_store), plan, rank, 2, True) for rank in (0, 1)]
     for batch in batches:
         row_ids = np.frombuffer(batch.row_ids, "<i8")
         assert len(set(row_ids.tolist())) < len(row_ids), "the draw must repeat a row"
@@ -144,24 +198,43 @@ def test_the_payload_is_each_distinct_sample_once_ascending(
             b"pixels of %d" % row_id for row_id in samples["row_id"].to_pylist()
         ]
     reopened = BatchAssembler(RoundLog(tmp_path), RowStore.open(tmp_path / "store"))
-    assert [reopened.batch(plan, rank, 2, True) for rank in (0, 1)] == batches
+    assert [made(reopened, plan, rank, 2, True) for rank in (0, 1)] == batches
 
 
 def test_payload_without_a_row_store_is_refused_by_field(tmp_path: Path) -> None:
     log, _ = make_log(tmp_path, num_rounds=1)
     with pytest.raises(RequestError, match=r"^with_payload: "):
-        BatchAssembler(log, None).batch(plan_of(tmp_path, log, 0), 0, 1, True)
+        made(BatchAssembler(log, None), plan_of(tmp_path, log, 0), 0, 1, True)
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
-def test_a_rank_outside_the_world_is_refused_by_field(rank: int, world_size: int) -> None:
+def test_a_rank_outside_the_world_is_refused_by_field(
+    tmp_path: Path, rank: int, world_size: int
+) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1)
     with pytest.raises(RequestError, match=r"^rank: "):
-        rank_share(make_groups(4), rank, world_size)
+        made(BatchAssembler(log, None), plan_of(tmp_path, log, 0), rank, world_size, False)
 
 
-def test_more_ranks_than_groups_is_a_conflict() -> None:
-    with pytest.raises(RunConflictError, match="4 groups cannot be shared among 5 ranks"):
-        rank_share(make_groups(4), 0, 5)
+def test_more_ranks_than_groups_is_a_conflict(tmp_path: Path) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1)
+    with pytest.raises(RunConflictError, match="groups cannot be shared among 50 ranks"):
+        made(BatchAssembler(log, None), plan_of(tmp_path, log, 0), 0, 50, False)
+
+
+def test_steps_made_together_have_the_bytes_of_each_by_itself(
+    tmp_path: Path, row_store: RowStore
+) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1, num_groups=30)
+    run, _ = RunStore(tmp_path, 16).open(RunParameters("together", batch_rows=40, seed=1))
+    plans = run.plan_some(0, 16, log)
+    assert isinstance(plans, list)
+    assert {plan.pass_number for plan in plans} >= {0, 1}, "more than one pass"
+    for rank, with_payload in ((0, False), (1, True)):
+        assembler = BatchAssembler(log, row_store)
+        together = assembler.batches(plans, rank, 2, with_payload)
+        alone = [assembler.batches([plan], rank, 2, with_payload)[0] for plan in plans]
+        assert together == alone
 
 
 def test_the_batch_of_an_expired_round_says_which_are_kept(tmp_path: Path) -> None:
@@ -171,7 +244,7 @@ def test_the_batch_of_an_expired_round_says_which_are_kept(tmp_path: Path) -> No
         writer.seal(make_groups(5, seed=seed), make_draft())
     writer.retain(2, needed=set())
     with pytest.raises(RoundExpiredError, match="round 1 has expired: rounds 2-3 are kept"):
-        BatchAssembler(log, None).batch(plan, 0, 1, False)
+        made(BatchAssembler(log, None), plan, 0, 1, False)
 
 
 def test_a_damaged_round_ends_in_an_error_not_in_other_triplets(tmp_path: Path) -> None:
@@ -180,7 +253,7 @@ def test_a_damaged_round_ends_in_an_error_not_in_other_triplets(tmp_path: Path) 
     chunk = log.folder(1) / "chunk-00001.arrow"
     chunk.write_bytes(chunk.read_bytes()[:-8])
     with pytest.raises(DamagedRoundError, match=r"chunk-00001\.arrow"):
-        BatchAssembler(RoundLog(tmp_path), None).batch(plan, 0, 1, False)
+        made(BatchAssembler(RoundLog(tmp_path), None), plan, 0, 1, False)
 
 
 def test_a_round_that_was_replaced_is_noticed(tmp_path: Path) -> None:
@@ -189,11 +262,4 @@ def test_a_round_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "a")
     other, _ = make_log(tmp_path / "a", num_rounds=1)
     with pytest.raises(DamagedRoundError, match="rounds were replaced"):
-        BatchAssembler(other, None).batch(plan, 0, 1, False)
-
-
-def test_the_columns_have_the_names_of_the_wire() -> None:
-    from protos.coalface.v1 import mining_pb2
-
-    wire: Any = mining_pb2.Batch.DESCRIPTOR.fields
-    assert [field.name for field in fields(BatchColumns)] == [field.name for field in wire]
+        made(BatchAssembler(other, None), plan, 0, 1, False)

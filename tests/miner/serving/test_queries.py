@@ -59,7 +59,11 @@ def test_negatives_are_those_of_nested_loops(seed: int, k: int, ceiling: float) 
     for place in range(8):
         wanted = nearest(live, queries[place], int(owners[place]), k, ceiling)
         got = found.row_ids_QK[place]
-        assert got[: len(wanted)].tolist() == [row for row, _ in wanted]
+        nearer = [row for row, similarity in wanted if similarity > wanted[-1][1] + 1e-6]
+        assert set(nearer) <= set(got.tolist()), "but for what is as near as the last one"
+        assert len(set(got[: len(wanted)].tolist())) == len(wanted)
+        others = {row for row, _ in nearest(live, queries[place], int(owners[place]), 60, ceiling)}
+        assert set(got[: len(wanted)].tolist()) <= others
         assert (got[len(wanted) :] == -1).all()
         assert np.isneginf(found.similarities_QK[place, len(wanted) :]).all()
         assert (found.identity_ids_QK[place, len(wanted) :] == -1).all()

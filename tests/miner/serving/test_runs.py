@@ -156,7 +156,7 @@ def test_a_kill_at_every_step_of_planning_changes_nothing_that_was_told(tmp_path
         RoundWriter.open(log).seal(make_groups(9, seed=2), make_draft())
         run = open_run(remains.root)
         plans = [plan for plan in planned(run, log, 12) if isinstance(plan, StepPlan)]
-        assert [asdict(plan) for plan in plans[: len(remains.answers)]] == remains.answers
+        assert [plan._asdict() for plan in plans[: len(remains.answers)]] == remains.answers
         assert [plan.round_id for plan in plans] == sorted(plan.round_id for plan in plans)
         told.add(len(remains.answers))
     assert told == {0, 4, 8, 10}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from miner.serving.plan import StepPlan, Stride
 from tests.trainer.feed.served_miner import ServerThread, seal_round
 from trainer.errors import (
     ConfigError,
@@ -210,16 +211,13 @@ def test_a_miner_that_breaks_the_bound_is_caught_where_the_batch_is_consumed(
 def test_staleness_that_does_not_fit_the_round_is_a_protocol_error(
     miner: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from miner.serving import streams
+    at = Stride.at
 
-    encode = streams._encode
+    def lying(self: Stride, step: int, run: RunParameters) -> StepPlan:
+        plan = at(self, step, run)
+        return plan._replace(staleness_steps=plan.staleness_steps + 1)
 
-    def lying(columns: object) -> object:
-        batch = encode(columns)  # type: ignore[arg-type]
-        batch.staleness_steps += 1
-        return batch
-
-    monkeypatch.setattr(streams, "_encode", lying)
+    monkeypatch.setattr(Stride, "at", lying)
     with pytest.raises(ProtocolError, match="the miner says 1 steps of staleness"):
         list(feed_of(miner))
 

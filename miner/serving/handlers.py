@@ -1,6 +1,7 @@
-"""Bytes that are no message: refused as a malformed request, not as a failure of the service.
+"""Where bytes become messages and messages bytes, the same for every handler.
 
-It knows neither rpcs nor fields. gRPC by itself answers with UNKNOWN, which says "try again".
+Bytes that are no message are refused as a malformed request: gRPC by itself answers with UNKNOWN,
+which says "try again". An answer may be bytes already. It knows neither rpcs nor fields.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from google.protobuf.message import DecodeError
 from miner.errors import RequestError
 from miner.serving.status_codes import refusals
 
-__all__ = ["Malformed", "RefuseMalformed", "require_message"]
+__all__ = ["MessageEdge", "require_message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,10 @@ def require_message(message: Any) -> None:
         raise RequestError(f"request: must be a message of this rpc; {message.reason}")
 
 
-class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Has every handler read what it can, and refuses the rest as INVALID_ARGUMENT.
+class MessageEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Has every handler read what it can, refuses the rest, and writes bytes as they are.
 
-    Handlers of a stream of requests see `Malformed` themselves: :func:`require_message`.
+    Handlers of a stream of requests ask for themselves: :func:`require_message`.
     """
 
     async def intercept_service(
@@ -49,7 +50,7 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if not handler.request_streaming:
             behaviour = _guarded(behaviour, is_stream=handler.response_streaming)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(behaviour, read, handler.response_serializer)
+        return make(behaviour, read, _bytes_or(handler.response_serializer))
 
 
 def _kind_of(handler: Any) -> str:
@@ -65,6 +66,10 @@ def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return Malformed(str(exc))
 
     return read
+
+
+def _bytes_or(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    return lambda message: message if isinstance(message, bytes) else serialize(message)
 
 
 def _guarded(behaviour: Callable[..., Any], *, is_stream: bool) -> Callable[..., Any]:
