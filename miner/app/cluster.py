@@ -13,7 +13,6 @@ from miner.app.accepted import copies_folder
 from miner.app.service_actor import MiningServiceActor
 from miner.config import MinerConfig
 from miner.errors import ConfigError, NotReadyError
-from miner.serving.binding import check_binding, check_files
 
 __all__ = ["joined_ray", "reason_of", "resolved", "start_actor"]
 
@@ -22,16 +21,12 @@ def resolved(config: MinerConfig) -> MinerConfig:
     """Fill in what is only known at the start.
 
     Port 0 becomes a free one: a restarted actor must come back where its clients look. The workers
-    may also read the service's own copies of weights. What would keep the service from starting is
-    told here, before anything is mined.
+    may also read the service's own copies of weights.
 
     Raises:
-        ConfigError: There is no such host on this machine, it may not be listened on, or a file of
-            certificates or tokens is wrong.
+        ConfigError: There is no such host on this machine.
     """
     serving, encoder = config.serving.with_absolute_paths(), config.encoder
-    check_binding(serving)
-    check_files(serving)
     if serving.port == 0:
         serving = serving.model_copy(update={"port": _free_port(serving.host)})
     prefixes = (*encoder.weights_prefixes, str(copies_folder(config.state_dir).absolute()))

@@ -52,7 +52,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no
             try:
                 self._access.admit(rpc, context, is_served=handler is not None)
             except (UnauthenticatedError, ForbiddenError) as exc:
-                logger.warning("refused %s from %s: %s", rpc, context.peer(), exc)
+                logger.warning("refused %r from %s: %s", rpc, context.peer(), exc)
                 raise
 
         return _not_served(rpc, admit) if handler is None else _guarded(handler, admit)
@@ -86,7 +86,19 @@ def _guarded(handler: Handler, admit: Admit) -> Handler:
         else (grpc.stream_unary_rpc_method_handler, answer)
     )
     make, behaviour = form
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+    return make(behaviour, _reader(handler.request_deserializer), handler.response_serializer)
+
+
+def _reader(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Reads a message; what is none is the client's fault, and no failure of the miner."""
+
+    def read_message(content: bytes) -> Any:
+        try:
+            return read(content)
+        except DecodeError as exc:
+            raise RequestError(f"the request is not a message of this rpc: {exc}") from exc
+
+    return read_message
 
 
 def _not_served(rpc: str, admit: Admit) -> Handler:
@@ -102,10 +114,7 @@ def _not_served(rpc: str, admit: Admit) -> Handler:
 
 async def _only_message(context: Any) -> Any:
     """The message of a request that has one."""
-    try:
-        message = await context.read()
-    except DecodeError as exc:
-        raise RequestError(f"the request is not a message of this rpc: {exc}") from exc
+    message = await context.read()
     if message is grpc.aio.EOF:
         raise RequestError("the request is empty: it must be one message")
     return message

@@ -250,9 +250,11 @@ def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(
     assert not [*miner.backend.uploads_folder.glob("*")]
 
 
-@pytest.mark.parametrize("method", ["GetStatus", "StreamTriplets", "AnnounceWeights"])
+@pytest.mark.parametrize(
+    "method", ["GetStatus", "StreamTriplets", "AnnounceWeights", "UploadWeights"]
+)
 def test_a_request_without_a_message_or_with_garbage_is_told_as_such(
-    start: Callable[..., ServerThread], method: str
+    start: Callable[..., ServerThread], method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     miner = start()
     rpc = f"/coalface.v1.MiningService/{method}"
@@ -263,6 +265,7 @@ def test_a_request_without_a_message_or_with_garbage_is_told_as_such(
             channel.stream_unary(rpc)(iter([]), timeout=10)
         failed: Any = raised.value
         assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Traceback" not in caplog.text
 
 
 def test_no_token_is_ever_logged_nor_told(

@@ -1,5 +1,6 @@
 """What a client shows of itself, where it reads it, and where it never sends it."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,14 @@ def test_a_certificate_goes_with_its_key(tmp_path: Path) -> None:
         TlsFiles(ca_file=tmp_path, certificate_file=tmp_path)
     with pytest.raises(ConfigError, match="go together"):
         TlsFiles(ca_file=tmp_path, key_file=tmp_path)
+
+
+def test_a_feed_goes_to_another_process_with_paths_alone(token_file: Path) -> None:
+    tls = TlsFiles(ca_file=Path("ca"), certificate_file=Path("c"), key_file=Path("k"))
+    feed = TripletFeed("m:1", run_id="r", batch_rows=24, tls=tls, token_file=token_file)
+    sent = pickle.dumps(feed)
+    assert SECRET.encode() not in sent
+    assert (pickle.loads(sent).tls, pickle.loads(sent).token_file) == (tls, token_file)
 
 
 def test_no_repr_holds_a_token(token_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
