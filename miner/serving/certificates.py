@@ -69,8 +69,7 @@ def read_certificates(config: TlsConfig) -> Certificates:
         _check_ca(config.client_ca_file)
     if contents != [_read(path) for path in config.files]:
         raise ConfigError(f"serving.tls: {config.certificate_file}, its key or CA is being written")
-    if config.key_file.stat().st_mode & stat.S_IROTH:
-        logger.warning("serving.tls.key_file %s can be read by every user", config.key_file)
+    _warn_of_readers(config.key_file)
     certificate_pem, key_pem, *client_ca_pem = contents
     return Certificates(certificate_pem, key_pem, client_ca_pem[0] if client_ca_pem else None)
 
@@ -80,6 +79,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as exc:
         raise ConfigError(f"cannot read {path} of serving.tls: {exc.strerror}") from exc
+
+
+def _warn_of_readers(key: Path) -> None:
+    try:
+        mode = key.stat().st_mode
+    except OSError as exc:
+        raise ConfigError(f"cannot read {key} of serving.tls: {exc.strerror}") from exc
+    if mode & stat.S_IROTH:
+        logger.warning("serving.tls.key_file %s can be read by every user of this machine", key)
 
 
 def _check_pair(config: TlsConfig) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import stat
@@ -32,6 +33,8 @@ from miner.errors import ConfigError
 from miner.serving.roles import Role, includes
 
 __all__ = ["Entry", "Tokens", "add_token", "read_tokens"]
+
+logger = logging.getLogger(__name__)
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"
 
@@ -94,10 +97,12 @@ def read_tokens(path: Path) -> Tokens:
     """The entries of a tokens file.
 
     Raises:
-        ConfigError: It cannot be read, holds no entry, or a wrong one; the text names the entry by
-            its place, and repeats nothing of what it holds.
+        ConfigError: It cannot be read, every user can write to it, it holds no entry, or a wrong
+            one; the text names the entry by its place, and repeats nothing of what it holds.
     """
-    return _parsed(path, _text(path))
+    text = _text(path)
+    _check_mode(path)
+    return _parsed(path, text)
 
 
 def add_token(path: Path, name: str, role: Role) -> str:
@@ -136,6 +141,18 @@ def _text(path: Path) -> str:
         raise ConfigError(f"cannot read the tokens file {path}: {exc.strerror}") from exc
     except UnicodeDecodeError:
         raise ConfigError(f"the tokens file {path} is not UTF-8") from None
+
+
+def _check_mode(path: Path) -> None:
+    """Who reads digests of random tokens can do nothing with them; who writes can be an admin."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as exc:
+        raise ConfigError(f"cannot read the tokens file {path}: {exc.strerror}") from exc
+    if mode & stat.S_IWOTH:
+        raise ConfigError(f"every user can write to the tokens file {path}: chmod o-w it")
+    if mode & stat.S_IROTH:
+        logger.warning("the tokens file %s can be read by every user of this machine", path)
 
 
 def _parsed(path: Path, text: str) -> Tokens:

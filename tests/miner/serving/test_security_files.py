@@ -87,6 +87,21 @@ def test_a_tokens_file_that_is_missing_or_not_text_is_named(tmp_path: Path) -> N
         read_tokens(path)
 
 
+def test_a_tokens_file_that_everybody_can_write_is_refused_and_read_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tokens(tmp_path / "tokens.yaml")
+    path.chmod(0o600)
+    read_tokens(path)
+    assert not caplog.text
+    path.chmod(0o644)
+    read_tokens(path)
+    assert f"{path} can be read by every user" in caplog.text
+    path.chmod(0o666)
+    with pytest.raises(ConfigError, match="chmod o-w"):
+        read_tokens(path)
+
+
 def test_one_token_cannot_have_two_names(tmp_path: Path) -> None:
     path = write_tokens(tmp_path / "t.yaml", token_entry("twin", "admin", TOKENS["read"]))
     with pytest.raises(ConfigError, match="the same sha256"):
