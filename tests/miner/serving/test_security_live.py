@@ -179,6 +179,15 @@ def test_a_server_with_wrong_files_does_not_start(folder: Path, tmp_path: Path) 
         ServerThread(folder, tls=tls_settings(other), tokens_file=tmp_path / "nowhere")
 
 
+def test_a_taken_port_is_named_under_tls_too(
+    start: Callable[..., ServerThread], tmp_path: Path, tokens_file: Path
+) -> None:
+    tls = tls_settings(Authority(tmp_path).server())
+    taken = start(tls=tls, tokens_file=tokens_file).server.port
+    with pytest.raises(ConfigError, match=str(taken)):
+        start(tls=tls, tokens_file=tokens_file, port=taken)
+
+
 def test_streams_are_counted_by_token_and_not_by_address(
     start: Callable[..., ServerThread], tokens_file: Path
 ) -> None:
