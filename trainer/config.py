@@ -18,6 +18,7 @@ __all__ = [
     "LossMode",
     "MinerConfig",
     "OptimizerConfig",
+    "TlsConfig",
     "TrainerConfig",
 ]
 
@@ -33,6 +34,22 @@ LossMode = Literal[
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TlsConfig(_Section):
+    """Certificates between trainer and miner; :class:`trainer.feed.TlsFiles` in a file."""
+
+    ca_file: Path = Field(description="PEM file of the CA that the miner's certificate is from")
+    certificate_file: Path | None = Field(
+        default=None, description="PEM file of this trainer's certificate, if the miner wants one"
+    )
+    """A token is enough for most miners."""
+    key_file: Path | None = Field(default=None, description="PEM file of its private key")
+    """Goes with the certificate."""
+    server_name: str = Field(
+        default="", description="name to look for in the miner's certificate; empty: the host's"
+    )
+    """The host in the address, as everywhere."""
 
 
 class MinerConfig(_Section):
@@ -53,6 +70,12 @@ class MinerConfig(_Section):
     """As for ``exhausted``."""
     max_staleness_steps: int = Field(default=0, ge=0, description="optimizer steps; 0: no bound")
     """No bound: staleness is in the journal, and small differences in it hardly matter."""
+    tls: TlsConfig | None = Field(default=None, description="certificates; null: unencrypted")
+    """A miner on the same machine needs none."""
+    token_file: Path | None = Field(
+        default=None, description="file of the token; null: COALFACE_TOKEN of the environment"
+    )
+    """In a file the token is renewed while the run goes on. The announcer needs the role write."""
 
 
 class EncoderConfig(_Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -92,8 +92,9 @@ def _nearest(key: str, known: list[str]) -> str:
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _all_keys(annotation, f"{prefix}{name}.")
+        kinds = (field.annotation, *get_args(field.annotation))  # also a section or None
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if section is not None:
+            yield from _all_keys(section, f"{prefix}{name}.")
         else:
             yield prefix + name

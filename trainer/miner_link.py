@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainer.announcer import MinerLink
 from trainer.config import TrainerConfig
 from trainer.distributed import World
-from trainer.feed import MinerClient, TripletFeed
+from trainer.feed import MinerClient, TlsFiles, TripletFeed
 
 __all__ = ["GrpcMiner"]
 
@@ -17,6 +17,8 @@ class GrpcMiner:
 
     def __init__(self, config: TrainerConfig) -> None:
         self._config = config
+        tls = config.miner.tls
+        self._tls = None if tls is None else TlsFiles(**dict(tls))
 
     def open_feed(self, world: World, first_step: int) -> TripletFeed:
         """The batches of this rank from ``first_step`` to the end of the run, with samples."""
@@ -35,6 +37,8 @@ class GrpcMiner:
             exhausted=miner.exhausted,
             stale=miner.stale,
             max_staleness_steps=miner.max_staleness_steps,
+            tls=self._tls,
+            token_file=miner.token_file,
         )
 
     def link(self) -> MinerLink:
@@ -42,10 +46,15 @@ class GrpcMiner:
         return MinerLink(announce=self._announce, commit=self._commit)
 
     def _announce(self, step: int, uri: str, sha256: str) -> bool:
-        miner = self._config.miner
-        with MinerClient(miner.address, patience_s=miner.patience_s) as client:
+        with self._client(self._config.miner.patience_s) as client:
             return client.announce(step=step, uri=uri, sha256=sha256)
 
     def _commit(self, step: int) -> None:
-        with MinerClient(self._config.miner.address, patience_s=COMMIT_PATIENCE_S) as client:
+        with self._client(COMMIT_PATIENCE_S) as client:
             client.commit(self._config.run_id, step)
+
+    def _client(self, patience_s: float) -> MinerClient:
+        miner = self._config.miner
+        return MinerClient(
+            miner.address, patience_s=patience_s, tls=self._tls, token_file=miner.token_file
+        )

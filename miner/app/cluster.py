@@ -26,7 +26,7 @@ def resolved(config: MinerConfig) -> MinerConfig:
     Raises:
         ConfigError: There is no such host on this machine.
     """
-    serving, encoder = config.serving, config.encoder
+    serving, encoder = config.serving.with_absolute_paths(), config.encoder
     if serving.port == 0:
         serving = serving.model_copy(update={"port": _free_port(serving.host)})
     prefixes = (*encoder.weights_prefixes, str(copies_folder(config.state_dir).absolute()))

@@ -35,6 +35,7 @@ from miner.errors import (
 )
 from miner.rounds import RoundLog, RoundWriter
 from miner.serving.backend import RefreshState
+from miner.serving.binding import check_binding, check_files
 from miner.workers.embed import EmbedPool
 from miner.workers.snapshot import SnapshotStore
 
@@ -57,6 +58,8 @@ def run_service(config: MinerConfig) -> None:
     Raises:
         CoalfaceError: The service could not be brought up.
     """
+    check_binding(config.serving)  # here, as the server itself starts only after a first round
+    check_files(config.serving)
     config.state_dir.mkdir(parents=True, exist_ok=True)
     ingest(config.dataset, config.store_path)
     catalog = RowStore.open(config.store_path).catalog

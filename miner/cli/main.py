@@ -16,6 +16,7 @@ from miner.cli.demo import demo
 from miner.cli.offline import export, mine, show
 from miner.cli.serve import serve
 from miner.cli.sheet import sheet
+from miner.cli.token import token
 from miner.errors import CoalfaceError, ConfigError
 
 __all__ = ["app", "main"]
@@ -35,6 +36,7 @@ app.command()(mine)
 app.command()(serve)
 app.command()(sheet)
 app.command()(show)
+app.command()(token)
 
 
 def _show_version(wanted: bool) -> None:

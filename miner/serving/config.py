@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from miner.serving.certificates import TlsConfig
 
 __all__ = ["ServingConfig"]
 
@@ -19,8 +23,30 @@ class ServingConfig(BaseModel):
     )
     allow_insecure_bind: bool = Field(
         default=False,
-        description="Listen on an address that other machines reach, without authentication. Off: "
-        "whoever reaches the port can read samples and announce weights.",
+        description="Listen although TLS or credentials are missing, on an address that other "
+        "machines reach. Off: whoever reaches the port can read samples and announce weights, and "
+        "whoever listens on the way can copy tokens.",
+    )
+    tls: TlsConfig | None = Field(
+        default=None,
+        description="Certificate of the service, and CA of its clients. None: unencrypted, which "
+        "is for this machine alone.",
+    )
+    tokens_file: Path | None = Field(
+        default=None,
+        description="YAML file of clients, their roles and the digests of their tokens; "
+        "`coalface-miner token` adds to it. None: no token is asked for; with tls.client_ca_file "
+        "every certificate of that CA may then do everything.",
+    )
+    reflection: bool = Field(
+        default=False,
+        description="Tell admins which rpcs there are, for tools such as grpcurl. Off: they can be "
+        "given the .proto file.",
+    )
+    channelz: bool = Field(
+        default=False,
+        description="Tell admins the state of every connection (gRPC channelz). Off: it lists the "
+        "addresses of all clients.",
     )
     port: int = Field(
         default=0,
@@ -83,3 +109,13 @@ class ServingConfig(BaseModel):
         description="A run that has neither planned nor committed for so long no longer holds "
         "rounds back from removal. A week: a trainer that stands still over the holidays resumes.",
     )
+
+    def with_absolute_paths(self) -> ServingConfig:
+        """The same files by names that mean the same in another working directory."""
+        tls, tokens_file = self.tls, self.tokens_file
+        if tls is not None:
+            files = {key: path.absolute() for key, path in tls if path is not None}
+            tls = tls.model_copy(update=files)
+        if tokens_file is not None:
+            tokens_file = tokens_file.absolute()
+        return self.model_copy(update={"tls": tls, "tokens_file": tokens_file})

@@ -5,23 +5,24 @@ It knows nothing of what is served.
 Lifecycle: ``SERVING --drain()--> NOT_SERVING --(streams ended)--> stopped``.
 """
 
-import ipaddress
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from miner.data.row_store import RowStore
-from miner.errors import ConfigError
 from miner.rounds import RoundLog
+from miner.serving.access import Access
 from miner.serving.backend import Backend
+from miner.serving.binding import check_binding
 from miner.serving.config import ServingConfig
 from miner.serving.difficulty import DifficultyBook
-from miner.serving.handlers import MessageEdge
+from miner.serving.gate import Gate
+from miner.serving.introspection import add_introspection, introspection_options
+from miner.serving.ports import bind, join_address
 from miner.serving.runs import RunStore
 from miner.serving.service import MiningService, Parts
 from protos.coalface.v1 import mining_pb2_grpc
@@ -55,18 +56,18 @@ class MiningServer:
         self._service = MiningService(parts, self._pool)
         self._health = _health.aio.HealthServicer()
         limit = ("grpc.max_receive_message_length", config.max_request_bytes)
-        self._server = grpc.aio.server(
-            interceptors=[MessageEdge()], options=[*SERVER_OPTIONS, limit]
-        )
+        options = [*SERVER_OPTIONS, limit, *introspection_options(config)]
+        self._server = grpc.aio.server(interceptors=[Gate(Access(config))], options=options)
         _mining.add_MiningServiceServicer_to_server(self._service, self._server)
         _health_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._host = config.host
-        self.port = self._bind(config.port)
+        add_introspection(self._server, config)
+        self.port = bind(self._server, config.host, config.port, config.tls)
 
     @property
     def address(self) -> str:
         """``host:port``, with the port that was really bound."""
-        return _join(self._host, self.port)
+        return join_address(self._host, self.port)
 
     async def start(self) -> None:
         """Accept requests."""
@@ -93,16 +94,6 @@ class MiningServer:
         """Return once the server has stopped."""
         await self._server.wait_for_termination()
 
-    def _bind(self, port: int) -> int:
-        address = _join(self._host, port)
-        try:
-            bound = self._server.add_insecure_port(address)
-        except RuntimeError as exc:
-            raise ConfigError(f"cannot listen on {address}: {exc}; choose another port") from exc
-        if bound == 0:
-            raise ConfigError(f"cannot listen on {address}: choose another host or port")
-        return int(bound)
-
 
 async def start_server(
     config: ServingConfig, log: RoundLog, runs: RunStore, row_store: RowStore, backend: Backend
@@ -110,29 +101,11 @@ async def start_server(
     """Serve ``log`` and ``runs`` on ``config.host:config.port``; port 0 takes any free one.
 
     Raises:
-        ConfigError: If the port cannot be bound, or the host is reachable from other machines and
-            ``allow_insecure_bind`` does not say that this is meant.
+        ConfigError: If the port cannot be bound, a file of certificates or tokens is wrong, or
+            `check_binding` refuses.
     """
-    if not config.allow_insecure_bind and not _is_loopback(config.host):
-        raise ConfigError(
-            f"serving.host={config.host!r} is reachable from other machines, and the service has "
-            "no authentication: use 127.0.0.1, or set serving.allow_insecure_bind=true on a "
-            "network that you trust"
-        )
+    check_binding(config)
     difficulties = DifficultyBook(log.root, row_store.manifest.num_identities)
     server = MiningServer(config, Parts(config, log, runs, row_store, difficulties, backend))
     await server.start()
     return server
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

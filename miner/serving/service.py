@@ -23,7 +23,6 @@ from miner.serving.assemble import BatchAssembler
 from miner.serving.backend import Backend
 from miner.serving.config import ServingConfig
 from miner.serving.difficulty import DifficultyBook
-from miner.serving.handlers import require_message
 from miner.serving.plan import RunParameters
 from miner.serving.queries import Queries, query_negatives
 from miner.serving.requests import (
@@ -173,7 +172,6 @@ class MiningService:
             first = await context.read()
             if first is grpc.aio.EOF:
                 first = mining_pb2.UploadWeightsRequest()
-            require_message(first)
             header = read_upload_header(first, self._parts.config.max_upload_bytes)
             backend = self._parts.backend
             folder = backend.uploads_folder

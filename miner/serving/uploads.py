@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 import grpc.aio
 
 from miner.errors import LimitError, RequestError, RoundLogError
-from miner.serving.handlers import require_message
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["received"]
@@ -75,7 +74,6 @@ async def _next(read: Read) -> bytes | None:
         raise LimitError(f"an upload that brings nothing for {SILENCE_S:g} s is given up") from exc
     if message is grpc.aio.EOF:
         return None
-    require_message(message)
     if message.HasField("header"):
         raise RequestError("header: must be in the first message only, got another one")
     content: bytes = message.content

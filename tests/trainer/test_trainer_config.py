@@ -37,6 +37,11 @@ def test_the_rendered_configuration_reads_back_to_the_same(path: Path) -> None:
         ("optimizer.learning_rat=1", "unknown key 'optimizer.learning_rat'"),
         ("lr=1", "unknown key 'lr': did you mean 'optimizer.lr'?"),
         ("loss.magrin=0.1", "unknown key 'loss.magrin': did you mean 'loss.margin'?"),
+        (
+            "miner.tls.ca_fiel=c",
+            "unknown key 'miner.tls.ca_fiel': did you mean 'miner.tls.ca_file'?",
+        ),
+        ("miner.tls={}", "missing key 'miner.tls.ca_file'"),
         ("steps=0", "steps: Input should be greater than or equal to 1 (got 0)"),
         ("loss.mode=hardest", "loss.mode: Input should be 'mined'"),
         ("run_id=a/b", "run_id: String should match pattern"),

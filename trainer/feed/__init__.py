@@ -10,6 +10,7 @@ Importing it loads neither torch nor any part of the miner; torch comes with ``T
 
 from typing import TYPE_CHECKING, Any
 
+from trainer.feed.access import TlsFiles
 from trainer.feed.batch import TripletBatch
 from trainer.feed.client import MinerClient, RunParameters
 from trainer.feed.feed import TripletFeed
@@ -17,7 +18,14 @@ from trainer.feed.feed import TripletFeed
 if TYPE_CHECKING:
     from trainer.feed.dataset import TripletDataset
 
-__all__ = ["MinerClient", "RunParameters", "TripletBatch", "TripletDataset", "TripletFeed"]
+__all__ = [
+    "MinerClient",
+    "RunParameters",
+    "TlsFiles",
+    "TripletBatch",
+    "TripletDataset",
+    "TripletFeed",
+]
 
 
 def __getattr__(name: str) -> Any:

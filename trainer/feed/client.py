@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
 from trainer.errors import FeedError, MinerUnreachableError, RunRefusedError, WeightsRefusedError
+from trainer.feed.access import Access, TlsFiles
 from trainer.feed.negatives import FreshNegatives, decode_negatives
 from trainer.feed.patience import Patience
 from trainer.feed.status_codes import error_of, retry_after_s
@@ -103,12 +104,24 @@ class MinerClient:
         address: ``host:port`` of ``coalface-miner serve``.
         patience_s: Seconds to go on trying; 0 makes a single attempt.
         deadline_s: Seconds after which one attempt at a small request is given up.
+        tls: Certificates, read whenever it connects; None: unencrypted.
+        token_file: File of the token, read for each request; None: ``COALFACE_TOKEN``, if set.
+
+    Raises:
+        ConfigError: A file cannot be read, or a token would leave this machine unencrypted.
     """
 
     def __init__(
-        self, address: str, *, patience_s: float = 300.0, deadline_s: float = 20.0
+        self,
+        address: str,
+        *,
+        patience_s: float = 300.0,
+        deadline_s: float = 20.0,
+        tls: TlsFiles | None = None,
+        token_file: Path | None = None,
     ) -> None:
         self.address = address
+        self._access = Access(address, tls, token_file)
         self._patience_s = patience_s
         self._deadline_s = deadline_s
         self._connect()
@@ -125,7 +138,9 @@ class MinerClient:
 
     def stream(self, request: mining_pb2.StreamTripletsRequest, *, deadline_s: float) -> StreamCall:
         """Start one stream; a single attempt, which raises ``grpc.RpcError`` while it is read."""
-        call: StreamCall = self._stub.StreamTriplets(request, timeout=deadline_s)
+        call: StreamCall = self._stub.StreamTriplets(
+            request, timeout=deadline_s, metadata=self._access.metadata()
+        )
         return call
 
     def commit(self, run_id: str, step: int) -> int:
@@ -279,7 +294,7 @@ class MinerClient:
         """
         request = mining_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
         try:
-            yield from self._stub.WatchStatus(request)
+            yield from self._stub.WatchStatus(request, metadata=self._access.metadata())
         except grpc.RpcError as exc:
             raise error_of(exc) from exc
 
@@ -323,7 +338,7 @@ class MinerClient:
         self.close()
 
     def _connect(self) -> None:
-        self._channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self._channel = self._access.channel(CHANNEL_OPTIONS)
         self._stub: Any = _make_stub(self._channel)
 
     def _ask(
@@ -350,7 +365,8 @@ class MinerClient:
             try:
                 call = getattr(self._stub, method)  # of the newest connection
                 sent = request() if callable(request) else request
-                return read(call(sent, timeout=min(longest_s, patience.left_s)))
+                left_s = min(longest_s, patience.left_s)
+                return read(call(sent, timeout=left_s, metadata=self._access.metadata()))
             except grpc.RpcError as exc:
                 error = error_of(exc, refused)
                 if not isinstance(error, MinerUnreachableError):

@@ -13,11 +13,13 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import ConfigError, MinerUnreachableError, ProtocolError
+from trainer.feed.access import TlsFiles
 from trainer.feed.batch import TripletBatch
 from trainer.feed.client import ExhaustedPolicy, MinerClient, RunParameters, StalePolicy
 from trainer.feed.prefetch import Prefetcher, Subscription
@@ -59,6 +61,8 @@ class TripletFeed:
         stale: When staleness would pass ``max_staleness_steps``: "serve" it marked, or "wait".
         max_staleness_steps: That bound in optimizer steps; 0 for none.
         dataset_fingerprint: Refuse a miner that serves another dataset; empty: any.
+        tls: Certificates, where the miner is configured with them; None: unencrypted.
+        token_file: File of the token to show; None: the environment's ``COALFACE_TOKEN``, if set.
         stalled_s: Seconds that the loop has waited for batches so far.
 
     Example::
@@ -87,6 +91,8 @@ class TripletFeed:
     stale: StalePolicy = "serve"
     max_staleness_steps: int = 0
     dataset_fingerprint: str = ""
+    tls: TlsFiles | None = None
+    token_file: Path | None = None
     stalled_s: float = field(default=0.0, init=False)
     _position: int = field(init=False, repr=False)
     _prefetcher: Prefetcher | None = field(default=None, init=False, repr=False)
@@ -128,10 +134,12 @@ class TripletFeed:
             MinerUnreachableError: If no miner answers within ``patience_s``.
             RunRefusedError: If the run exists with other values.
             BadRequestError: If the miner calls a value malformed; the text names the field.
+            AccessDeniedError: If the miner wants a token or another one.
+            ConfigError: If a file of ``tls`` or the token cannot be read.
         """
         if self._prefetcher is not None:
             return self
-        with MinerClient(self.address, patience_s=self.patience_s) as client:
+        with self._client(self.patience_s) as client:
             opened = client.open_run(self._run_parameters())
         if opened.planned_steps < self._position:
             logger.warning(
@@ -157,7 +165,7 @@ class TripletFeed:
         """
         step = self._position if step is None else step
         patience_s = min(COMMIT_PATIENCE_S, self.patience_s)
-        with MinerClient(self.address, patience_s=patience_s) as client:
+        with self._client(patience_s) as client:
             try:
                 return client.commit(self.run_id, step)
             except MinerUnreachableError as exc:
@@ -181,7 +189,7 @@ class TripletFeed:
             FeedError: If the miner refuses it.
         """
         patience_s = min(COMMIT_PATIENCE_S, self.patience_s)
-        with MinerClient(self.address, patience_s=patience_s) as client:
+        with self._client(patience_s) as client:
             try:
                 return client.report_difficulty(
                     self.run_id, self._position, identity_ids_I, losses_I
@@ -253,6 +261,11 @@ class TripletFeed:
     def _stop_step(self) -> int | None:
         return None if self.num_steps is None else self.first_step + self.num_steps
 
+    def _client(self, patience_s: float) -> MinerClient:
+        return MinerClient(
+            self.address, patience_s=patience_s, tls=self.tls, token_file=self.token_file
+        )
+
     def _run_parameters(self) -> RunParameters:
         return RunParameters(
             run_id=self.run_id,
@@ -276,4 +289,6 @@ class TripletFeed:
             prefetch_steps=self.prefetch_steps,
             idle_s=self.idle_s,
             patience_s=self.patience_s,
+            tls=self.tls,
+            token_file=self.token_file,
         )

@@ -11,11 +11,13 @@ import logging
 import threading
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
 from protos.coalface.v1 import mining_pb2
 from trainer.errors import FeedError, MinerUnreachableError, ProtocolError
+from trainer.feed.access import TlsFiles
 from trainer.feed.batch import TripletBatch, decode_batch
 from trainer.feed.client import MinerClient, StreamCall
 from trainer.feed.parts import PartedBatch
@@ -42,6 +44,8 @@ class Subscription:
         prefetch_steps: Batches that are buffered or on their way, at most.
         idle_s: A request that brings neither batch nor heartbeat for so long is given up.
         patience_s: Without any sign of life for so long, the miner counts as gone.
+        tls: Certificates, as for :class:`MinerClient`.
+        token_file: File of the token, likewise.
     """
 
     address: str
@@ -54,6 +58,8 @@ class Subscription:
     prefetch_steps: int
     idle_s: float
     patience_s: float
+    tls: TlsFiles | None = None
+    token_file: Path | None = None
 
 
 class Prefetcher:
@@ -106,7 +112,10 @@ class Prefetcher:
 
     def _run(self) -> None:
         try:
-            with MinerClient(self._wanted.address) as client:
+            wanted = self._wanted
+            with MinerClient(
+                wanted.address, tls=wanted.tls, token_file=wanted.token_file
+            ) as client:
                 self._read_all(client)
         except BaseException as exc:  # handed to the consumer, whatever it is
             self._failure = exc

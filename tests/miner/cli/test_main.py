@@ -69,6 +69,24 @@ def test_serve_refuses_a_dataset_without_two_identities_before_it_starts_anythin
     assert "ray" not in done.stderr.lower()
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("serving.tokens_file=nowhere/tokens", "nowhere/tokens"),
+        ("serving.tls={certificate_file: nowhere/c, key_file: k}", "neither tokens nor client"),
+        ("serving.host=0.0.0.0", "allow_insecure_bind"),
+    ],
+)
+def test_serve_refuses_wrong_settings_of_security_before_it_starts_anything(
+    tmp_path: Path, override: str, told: str
+) -> None:
+    settings = [dataset(tmp_path, ["a", "a", "b", "b"]), f"state_dir={tmp_path / 's'}", override]
+    done = miner("serve", *(part for setting in settings for part in ("--set", setting)))
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
 def test_the_resolved_configuration_can_be_printed(tmp_path: Path) -> None:
     done = miner("serve", "--set", "state_dir=/s", "--set", "dataset.uri=/d", "--print-config")
     assert done.returncode == 0

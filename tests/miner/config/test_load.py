@@ -45,6 +45,7 @@ def test_the_rendered_tree_gives_the_same_configuration(tmp_path: Path) -> None:
     [
         ("selection.stratgy=random", r"unknown key 'selection\.stratgy': did you mean 'strategy'"),
         ("serve.port=1", r"unknown key 'serve': did you mean 'serving'"),
+        ("serving.tls.key=/k", r"unknown key 'serving\.tls\.key': did you mean 'key_file'"),
         ("qqqq=1", r"unknown key 'qqqq': known here: state_dir, "),
         ("selection.window_stop=-1", r"selection\.window_stop: .*greater.*\(got -1\)"),
         ("selection=3", r"selection: .*\(got 3\)"),

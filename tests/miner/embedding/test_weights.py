@@ -77,6 +77,34 @@ def test_paths_outside_the_prefixes_are_refused_however_they_are_spelt(tiny_conf
             fetch_weights(uri, digest, tiny_config)
 
 
+def test_a_link_that_is_put_there_after_the_check_is_not_followed(
+    tiny_config, tmp_path, monkeypatch
+):
+    (tmp_path / "secret").write_bytes(b"secret")
+    path, open_file = tmp_path / "weights" / "w", os.open
+    path.write_bytes(b"x")
+
+    def swapped(*arguments):
+        path.unlink()
+        path.symlink_to(tmp_path / "secret")
+        return open_file(*arguments)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(WeightsRefusedError, match="cannot be read"):
+        fetch_weights(str(path), sha256_of(b"secret"), tiny_config)
+
+
+@pytest.mark.parametrize("steps", ["..", "../..", "a/../..", "./../weights/.."])
+def test_no_detour_leaves_a_prefix(tiny_config, tmp_path, steps):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path.parent / "secret").write_bytes(b"secret")
+    (tmp_path / "weights" / "a").mkdir()
+    inside = tmp_path / "weights"
+    for uri in (f"{inside}/{steps}/secret", f"file://localhost{inside}/{steps}/secret"):
+        with pytest.raises(WeightsRefusedError, match="weights_prefixes allows"):
+            fetch_weights(uri, sha256_of(b"secret"), tiny_config)
+
+
 def test_a_prefix_may_itself_be_reached_through_a_link(tiny_config, tmp_path):
     (tmp_path / "weights" / "w").write_bytes(b"x")
     (tmp_path / "alias").symlink_to(tmp_path / "weights")

@@ -1,0 +1,152 @@
+"""Lets a request pass to its handler, or refuses it before a byte of it is read.
+
+It knows gRPC, and neither credentials nor what is asked. Every request goes through it: also on a
+server that asks nobody who they are, so that an rpc without a role is noticed where it is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from miner.errors import ForbiddenError, RequestError, UnauthenticatedError
+from miner.serving.access import Access
+from miner.serving.roles import NEEDED_ROLES
+from miner.serving.status_codes import refusals
+
+__all__ = ["Gate"]
+
+logger = logging.getLogger(__name__)
+
+ASK_AGAIN_S = 5.0
+"""How soon a stream ends whose client has lost its role."""
+
+Handler = Any
+"""A grpc.RpcMethodHandler."""
+Admit = Callable[[Any], None]
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no types
+    """Asks ``access`` before each rpc, but for those that nobody has to say who they are for."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Handler]], call: grpc.HandlerCallDetails
+    ) -> Handler:
+        """The handler of the rpc, behind the check."""
+        rpc: str = call.method
+        handler = await continuation(call)
+        if NEEDED_ROLES.get(rpc, "none") is None:
+            return handler
+
+        def admit(context: Any) -> None:
+            try:
+                self._access.admit(rpc, context, is_served=handler is not None)
+            except (UnauthenticatedError, ForbiddenError) as exc:
+                logger.warning("refused %r from %s: %s", rpc, context.peer(), exc)
+                raise
+
+        return _not_served(rpc, admit) if handler is None else _guarded(handler, admit)
+
+
+def _guarded(handler: Handler, admit: Admit) -> Handler:
+    """The same handler, whose request is read once the client is admitted.
+
+    To gRPC every request is a stream here: a single message it would read before it calls anything.
+    """
+
+    async def answer(requests: Any, context: Any) -> Any:
+        async with refusals(context):
+            admit(context)
+            if handler.request_streaming:
+                return await handler.stream_unary(requests, context)
+            return await handler.unary_unary(await _only_message(context), context)
+
+    async def stream(requests: Any, context: Any) -> None:
+        async with refusals(context):
+            admit(context)
+            if handler.request_streaming:
+                answers = handler.stream_stream(requests, context)
+            else:
+                answers = handler.unary_stream(await _only_message(context), context)
+            await _while_admitted(_written(answers, context), lambda: admit(context))
+
+    form: Any = (
+        (grpc.stream_stream_rpc_method_handler, stream)
+        if handler.response_streaming
+        else (grpc.stream_unary_rpc_method_handler, answer)
+    )
+    make, behaviour = form
+    writer = _writer(handler.response_serializer)
+    return make(behaviour, _reader(handler.request_deserializer), writer)
+
+
+def _reader(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Reads a message; what is none is the client's fault, and no failure of the miner."""
+
+    def read_message(content: bytes) -> Any:
+        try:
+            return read(content)
+        except DecodeError as exc:
+            raise RequestError(f"request: must be a message of this rpc; {exc}") from exc
+
+    return read_message
+
+
+def _writer(write: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Writes a message; a stream's are bytes already."""
+    return lambda message: message if isinstance(message, bytes) else write(message)
+
+
+def _not_served(rpc: str, admit: Admit) -> Handler:
+    """Tells who may know that there is no such rpc."""
+
+    async def answer(_requests: Any, context: Any) -> None:
+        async with refusals(context):
+            admit(context)
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this miner does not serve {rpc}")
+
+    return grpc.stream_unary_rpc_method_handler(answer)
+
+
+async def _only_message(context: Any) -> Any:
+    """The message of a request that has one."""
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        raise RequestError("request: must be one message, there is none")
+    return message
+
+
+async def _written(answers: Any, context: Any) -> None:
+    """Have a handler write its answers, whichever of gRPC's two ways it has of doing so."""
+    if inspect.isasyncgen(answers):
+        async for each in answers:
+            await context.write(each)
+    else:
+        await answers
+
+
+async def _while_admitted(work: Coroutine[Any, Any, None], admit: Callable[[], None]) -> None:
+    """Do the work, and break it off once the client may not ask for it any more."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=ASK_AGAIN_S)
+            if not task.done():
+                admit()
+        task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # nobody else asks for it
