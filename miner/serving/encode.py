@@ -3,7 +3,7 @@
 A stream sends a hundred thousand small batches a second, or large ones at the speed of memory;
 message objects and their copies would take most of that time. A test compares every field with what
 protobuf reads. Shape legend: G = groups of the round, R, T = their rows and triplets, S = groups
-that are sent, B = batches, F = whole numbers of a batch.
+that are sent, s = of one batch, B = batches, F = whole numbers of a batch.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ U8 = npt.NDArray[np.uint8]
 
 
 class BatchValues(NamedTuple):
-    """The whole numbers of a batch, named as on the wire; none is below 0."""
+    """The whole numbers of batches, [B] int64 each, named as on the wire; none is below 0."""
 
-    step: int
-    round_id: int
-    model_step: int
-    staleness_steps: int
-    over_stale: bool
-    pass_number: int
-    global_rows: int
-    global_groups: int
-    first_group: int
+    step: I64
+    round_id: I64
+    model_step: I64
+    staleness_steps: I64
+    over_stale: I64
+    pass_number: I64
+    global_rows: I64
+    global_groups: I64
+    first_group: I64
 
 
 _COLUMNS = (
@@ -60,7 +60,7 @@ _FRAME_BYTES = (len(BatchValues._fields) + len(_COLUMNS) + 1) * 2 * _VARINT_BYTE
 
 
 def encode_batches(
-    groups: Groups, taken_S: I64, edges_B1: I64, values_BF: I64, strategy: str
+    groups: Groups, groups_S: I64, shares_B2: I64, values_BF: I64, strategy: str
 ) -> list[bytes]:
     """Batches, encoded but for their payload, which can follow: it has the last field.
 
@@ -68,18 +68,18 @@ def encode_batches(
 
     Args:
         groups: The round.
-        taken_S: [S] int64 groups, batch after batch.
-        edges_B1: [B+1] int64, where each batch begins in these.
+        groups_S: [S] int64 numbers of groups.
+        shares_B2: [B, 2] int64, which of these each batch has: from the first up to the second.
         values_BF: [B, F] int64, `BatchValues` of each.
         strategy: Of all.
 
     Cost: some 30 ns a group beside the bytes.
     """
     named = np.frombuffer(strategy.encode(), np.uint8)
-    num_rows = int(np.diff(groups.row_offsets_G1)[taken_S].sum())
-    num_triplets = int(np.diff(groups.triplet_offsets_G1)[taken_S].sum())
-    num_batches = len(values_BF)
-    most = 12 * num_rows + 21 * num_triplets + 4 * (len(taken_S) + num_batches)
+    num_batches, num_groups = len(values_BF), int((shares_B2[:, 1] - shares_B2[:, 0]).sum())
+    num_rows = int(np.diff(groups.row_offsets_G1)[groups_S].sum())
+    num_triplets = int(np.diff(groups.triplet_offsets_G1)[groups_S].sum())
+    most = 12 * num_rows + 21 * num_triplets + 4 * (num_groups + num_batches)
     out = np.empty(most + num_batches * (_FRAME_BYTES + len(named)), np.uint8)
     ends_B = np.empty(num_batches, np.int64)
     integers = groups.anchors_T, groups.positives_T, groups.negatives_T
@@ -93,8 +93,8 @@ def encode_batches(
         _bytes_of(groups.similarities_ap_T),
         _bytes_of(groups.similarities_an_T),
         _bytes_of(groups.tiers_T),
-        taken_S,
-        edges_B1,
+        groups_S,
+        shares_B2,
         values_BF,
         read_only(named),
         out,
@@ -177,8 +177,8 @@ def _encode(  # noqa: PLR0913, PLR0917 - compiled: no keywords
     similarities_ap: U8,
     similarities_an: U8,
     tiers: U8,
-    taken_S: I64,
-    edges_B1: I64,
+    groups_S: I64,
+    shares_B2: I64,
     values_BF: I64,
     strategy: U8,
     out: U8,
@@ -195,7 +195,7 @@ def _encode(  # noqa: PLR0913, PLR0917 - compiled: no keywords
             at = _put_varint(out, at, len(strategy))
             copy_bytes(out, at, strategy, 0, len(strategy))
             at += len(strategy)
-        taken_s = taken_S[edges_B1[batch] : edges_B1[batch + 1]]
+        taken_s = groups_S[shares_B2[batch, 0] : shares_B2[batch, 1]]
         num_rows = num_triplets = 0
         for group in taken_s:
             num_rows += row_offsets_G1[group + 1] - row_offsets_G1[group]

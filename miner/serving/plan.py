@@ -6,7 +6,7 @@ A run's plan is a list of strides. A stride is planned on the newest sealed roun
     round         1        |        1       |    2        a newer round starts at a boundary only
     groups   0 ....... 255 | 256 ...... 511 | 0 .....     of the round's permuted order
 
-Shape legend: G = groups of a round, S = steps.
+Shape legend: G = groups of a round, B = steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from miner.core.permutation import group_order
 from miner.errors import RequestError, RunConflictError
 from miner.types import Groups
 
-__all__ = ["RoundInfo", "RunParameters", "StepPlan", "Stride", "Waiting", "next_stride", "order_of"]
+__all__ = [
+    "PlannedSteps",
+    "RoundInfo",
+    "RunParameters",
+    "StepPlan",
+    "Stride",
+    "Waiting",
+    "next_stride",
+    "order_of",
+]
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -106,6 +115,71 @@ class StepPlan(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedSteps:
+    """Consecutive steps of a run that are planned on one round, in columns.
+
+    Attributes:
+        run: The run.
+        stride: That of the first step; all are of its round.
+        first_step: The first of the steps.
+        batches_B3: [B, 3] int64, of each step ``(pass_number, begin, end)``.
+    """
+
+    run: RunParameters
+    stride: Stride
+    first_step: int
+    batches_B3: npt.NDArray[np.int64]
+
+    @property
+    def num_steps(self) -> int:
+        """B."""
+        return len(self.batches_B3)
+
+    @property
+    def steps_B(self) -> npt.NDArray[np.int64]:
+        """[B] int64 the steps."""
+        return np.arange(self.first_step, self.first_step + self.num_steps)
+
+    @property
+    def staleness_B(self) -> npt.NDArray[np.int64]:
+        """[B] int64 ``step - model_step``, at least 0."""
+        return np.maximum(0, self.steps_B - self.stride.model_step)
+
+    @property
+    def over_stale_B(self) -> npt.NDArray[np.bool_]:
+        """[B] whether that is above the run's bound."""
+        bound, fresh_from = self.run.max_staleness_steps, self.stride.fresh_from
+        if bound == 0 or fresh_from is None:
+            return np.zeros(self.num_steps, np.bool_)
+        return self.steps_B - fresh_from > bound
+
+    def plans(self) -> list[StepPlan]:
+        """The same, step by step."""
+        columns = zip(
+            self.steps_B.tolist(),
+            self.staleness_B.tolist(),
+            self.over_stale_B.tolist(),
+            self.batches_B3.tolist(),
+            strict=True,
+        )
+        return [
+            StepPlan(
+                step=step,
+                round_id=self.stride.round_id,
+                round_sha256=self.stride.round_sha256,
+                model_step=self.stride.model_step,
+                staleness_steps=staleness_steps,
+                over_stale=over_stale,
+                seed=self.run.seed,
+                pass_number=pass_number,
+                begin=begin,
+                end=end,
+            )
+            for step, staleness_steps, over_stale, (pass_number, begin, end) in columns
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class RoundInfo:
     """A sealed round, as far as planning needs it.
 
@@ -146,24 +220,6 @@ class Stride:
     def end_step(self) -> int:
         """The step after its last."""
         return self.first_step + len(self.batches)
-
-    def at(self, step: int, run: RunParameters) -> StepPlan:
-        """The plan of one of its steps."""
-        pass_number, begin, end = self.batches[step - self.first_step]
-        staleness_steps = max(0, step - self.model_step)
-        age_steps = 0 if self.fresh_from is None else step - self.fresh_from
-        return StepPlan(
-            step=step,
-            round_id=self.round_id,
-            round_sha256=self.round_sha256,
-            model_step=self.model_step,
-            staleness_steps=staleness_steps,
-            over_stale=0 < run.max_staleness_steps < age_steps,
-            seed=run.seed,
-            pass_number=pass_number,
-            begin=begin,
-            end=end,
-        )
 
     def to_json(self) -> dict[str, Any]:
         """The record of this stride; `from_json` gives an equal one back."""

@@ -22,6 +22,8 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from miner.errors import (
     CoalfaceError,
     DamagedRoundError,
@@ -33,7 +35,15 @@ from miner.errors import (
 from miner.rounds import RoundLog
 from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
 from miner.rounds.journal import Journal
-from miner.serving.plan import RoundInfo, RunParameters, StepPlan, Stride, Waiting, next_stride
+from miner.serving.plan import (
+    PlannedSteps,
+    RoundInfo,
+    RunParameters,
+    StepPlan,
+    Stride,
+    Waiting,
+    next_stride,
+)
 
 __all__ = ["MAX_STRIDES_AHEAD", "Run", "RunParameters", "RunStore"]
 
@@ -94,13 +104,13 @@ class Run:
             DamagedRoundError: If the log is not the one that the run was planned on.
             RoundLogError: If the plan is damaged or cannot be written.
         """
-        plans = self.plan_some(step, 1, log)
-        return plans if isinstance(plans, Waiting) else plans[0]
+        steps = self.plan_some(step, 1, log)
+        return steps if isinstance(steps, Waiting) else steps.plans()[0]
 
-    def plan_some(self, step: int, most: int, log: RoundLog) -> list[StepPlan] | Waiting:
-        """As :meth:`plan`, and the steps that follow it in the same stride, up to ``most`` in all.
+    def plan_some(self, step: int, most: int, log: RoundLog) -> PlannedSteps | Waiting:
+        """As :meth:`plan`, and the steps after it that are planned on the same round, if at all.
 
-        Nothing more is planned for them: what is not asked for may still be fed by a newer round.
+        Up to ``most`` in all. Nothing more is planned for them: they may still get a newer round.
         """
         self._require_reachable(step)
         if step >= self.planned_steps:
@@ -113,8 +123,13 @@ class Run:
                     self._add(offset, stride)
         number = bisect_right(self._index, step, key=lambda entry: entry[0]) - 1
         stride = self._stride(number)
-        stop = min(step + most, stride.end_step)
-        return [stride.at(each, self.parameters) for each in range(step, stop)]
+        batches = list(stride.batches[step - stride.first_step :])
+        for following, (_, round_id, _) in enumerate(self._index[number + 1 :], number + 1):
+            if len(batches) >= most or round_id != stride.round_id:
+                break
+            batches += self._stride(following).batches
+        batches_B3 = np.array(batches[:most], np.int64)
+        return PlannedSteps(self.parameters, stride, step, batches_B3)
 
     def commit(self, step: int) -> int:
         """Note durably that the trainer's newest checkpoint holds steps [0, step).

@@ -100,10 +100,10 @@ class TripletStream:
 
     def _make(self, step: int, most: int) -> list[bytes] | Waiting:
         """Plan (durably) and assemble some steps. Blocks; runs in the pool."""
-        plans = self._run.plan_some(step, most, self._source.assembler.log)
-        if isinstance(plans, Waiting):
-            return plans
+        steps = self._run.plan_some(step, most, self._source.assembler.log)
+        if isinstance(steps, Waiting):
+            return steps
         request = self._request
         return self._source.assembler.batches(
-            plans, request.rank, request.world_size, request.with_payload
+            steps, request.rank, request.world_size, request.with_payload
         )

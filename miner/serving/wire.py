@@ -16,6 +16,8 @@ PART_FRAME = 64
 """Bytes of a part's numbers, at most."""
 _RESPONSE = mining_pb2.StreamTripletsResponse.DESCRIPTOR
 _BATCHES = varint(_RESPONSE.fields_by_name["batches"].number << 3 | 2)
+_PART = varint(_RESPONSE.fields_by_name["part"].number << 3 | 2)
+_CONTENT = varint(mining_pb2.BatchPart.DESCRIPTOR.fields_by_name["content"].number << 3 | 2)
 
 
 def messages_of(batches: list[bytes], max_bytes: int) -> Iterator[bytes]:
@@ -29,11 +31,8 @@ def messages_of(batches: list[bytes], max_bytes: int) -> Iterator[bytes]:
     content = batches[0]
     step = mining_pb2.Batch.FromString(content).step
     for begin in range(0, len(content), max_bytes - PART_FRAME):
-        part = mining_pb2.BatchPart(
-            step=step,
-            offset=begin,
-            total_bytes=len(content),
-            content=content[begin : begin + max_bytes - PART_FRAME],
-        )
-        message: bytes = mining_pb2.StreamTripletsResponse(part=part).SerializeToString()
-        yield message
+        end = min(begin + max_bytes - PART_FRAME, len(content))
+        numbers = mining_pb2.BatchPart(step=step, offset=begin, total_bytes=len(content))
+        head = numbers.SerializeToString() + _CONTENT + varint(end - begin)
+        size = varint(len(head) + end - begin)
+        yield b"".join((_PART, size, head, memoryview(content)[begin:end]))

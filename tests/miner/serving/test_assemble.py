@@ -16,7 +16,7 @@ from miner.errors import DamagedRoundError, RequestError, RoundExpiredError, Run
 from miner.rounds import RoundLog
 from miner.serving.assemble import BatchAssembler
 from miner.serving.encode import BatchValues, encode_batches
-from miner.serving.plan import RunParameters, StepPlan, order_of
+from miner.serving.plan import PlannedSteps, RunParameters, order_of
 from miner.serving.runs import RunStore
 from miner.serving.wire import messages_of
 from miner.types import Groups
@@ -24,18 +24,19 @@ from protos.coalface.v1 import mining_pb2
 from tests.miner.rounds.round_samples import make_draft, make_groups, make_log
 
 
-def plan_of(root: Path, log: RoundLog, step: int, *, batch_rows: int = 40) -> StepPlan:
+def plan_of(root: Path, log: RoundLog, step: int, *, batch_rows: int = 40) -> PlannedSteps:
     run, _ = RunStore(root, 4).open(RunParameters(f"r{batch_rows}", batch_rows=batch_rows, seed=1))
-    plan = run.plan(step, log)
-    assert isinstance(plan, StepPlan)
-    return plan
+    steps = run.plan_some(step, 1, log)
+    assert isinstance(steps, PlannedSteps)
+    assert steps.num_steps == 1
+    return steps
 
 
 def made(
-    assembler: BatchAssembler, plan: StepPlan, rank: int, world_size: int, with_payload: bool
+    assembler: BatchAssembler, plan: PlannedSteps, rank: int, world_size: int, with_payload: bool
 ) -> Any:
     """One rank's share of one step, as a client reads it."""
-    (content,) = assembler.batches([plan], rank, world_size, with_payload)
+    (content,) = assembler.batches(plan, rank, world_size, with_payload)
     return mining_pb2.Batch.FromString(content)
 
 
@@ -68,16 +69,16 @@ def test_protobuf_reads_what_is_encoded_and_would_write_the_same(
 ) -> None:
     groups, rng = make_groups(12, seed=seed), np.random.default_rng(seed)
     taken = rng.integers(0, 12, sum(sizes))
-    edges = np.concatenate(([0], np.cumsum(sizes)))
-    values = BatchValues(*numbers)._replace(over_stale=bool(numbers[4] % 2))
-    encoded = encode_batches(
-        groups, taken, edges, np.array([values] * len(sizes), np.int64), strategy
-    )
-    for batch, content in enumerate(encoded):
-        share = groups.take(taken[edges[batch] : edges[batch + 1]])
+    ends = np.cumsum(sizes)
+    shares = np.stack((ends - sizes, ends), axis=1)
+    numbers[BatchValues._fields.index("over_stale")] %= 2
+    values = dict(zip(BatchValues._fields, numbers, strict=True))
+    encoded = encode_batches(groups, taken, shares, np.array([numbers] * len(sizes)), strategy)
+    for (begin, end), content in zip(shares, encoded, strict=True):
+        share = groups.take(taken[begin:end])
         starts = np.repeat(share.row_offsets_G1[:-1], np.diff(share.triplet_offsets_G1))
         wanted = mining_pb2.Batch(
-            **values._asdict(),
+            **values,
             strategy=strategy,
             row_ids=share.row_ids_R.astype("<i8").tobytes(),
             identity_ids=share.identity_ids_R.astype("<i4").tobytes(),
@@ -121,7 +122,8 @@ def test_the_columns_of_all_ranks_hold_the_triplets_of_the_planned_groups(
     for step in range(4):
         plan = plan_of(tmp_path, log, step)
         batches = [made(assembler, plan, rank, world_size, False) for rank in range(world_size)]
-        chosen = order_of(30, 1, 1, plan.pass_number)[plan.begin : plan.end].tolist()
+        (one,) = plan.plans()
+        chosen = order_of(30, 1, 1, one.pass_number)[one.begin : one.end].tolist()
         whole = groups.take(np.array(chosen))
         triplets = [triplet for batch in batches for triplet in triplets_of(batch)]
         assert triplets == triplets_by_loops(groups, chosen)
@@ -227,13 +229,14 @@ def test_steps_made_together_have_the_bytes_of_each_by_itself(
 ) -> None:
     log, _ = make_log(tmp_path, num_rounds=1, num_groups=30)
     run, _ = RunStore(tmp_path, 16).open(RunParameters("together", batch_rows=40, seed=1))
-    plans = run.plan_some(0, 16, log)
-    assert isinstance(plans, list)
-    assert {plan.pass_number for plan in plans} >= {0, 1}, "more than one pass"
+    steps = run.plan_some(0, 16, log)
+    assert isinstance(steps, PlannedSteps)
+    assert {plan.pass_number for plan in steps.plans()} >= {0, 1}, "more than one pass"
+    singles = [run.plan_some(step, 1, log) for step in range(16)]
     for rank, with_payload in ((0, False), (1, True)):
         assembler = BatchAssembler(log, row_store)
-        together = assembler.batches(plans, rank, 2, with_payload)
-        alone = [assembler.batches([plan], rank, 2, with_payload)[0] for plan in plans]
+        together = assembler.batches(steps, rank, 2, with_payload)
+        alone = [assembler.batches(one, rank, 2, with_payload)[0] for one in singles]
         assert together == alone
 
 

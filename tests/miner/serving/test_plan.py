@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from miner.errors import RequestError, RunConflictError
 from miner.serving.plan import (
+    PlannedSteps,
     RoundInfo,
     RunParameters,
+    StepPlan,
     Stride,
     Waiting,
     next_stride,
@@ -157,11 +159,16 @@ def test_an_exhausted_round_repeats_in_a_new_order_or_waits() -> None:
     assert (fresh.first_step, fresh.batches[0][:2]) == (short.end_step, (0, 0))
 
 
+def planned(stride: Stride, run: RunParameters, step: int) -> StepPlan:
+    batches = np.array(stride.batches)
+    return PlannedSteps(run, stride, stride.first_step, batches).plans()[step - stride.first_step]
+
+
 def test_staleness_is_counted_from_the_rounds_weights_and_marked_above_the_bound() -> None:
     run = make_run(max_staleness_steps=2)
     stride = next_stride(run, None, make_round(model_step=3, fresh_from=3), stride_steps=8)
     assert isinstance(stride, Stride)
-    steps = [stride.at(step, run) for step in range(8)]
+    steps = [planned(stride, run, step) for step in range(8)]
     assert [step.staleness_steps for step in steps] == [0, 0, 0, 0, 1, 2, 3, 4]
     assert [step.over_stale for step in steps] == [False] * 6 + [True] * 2
 
@@ -184,7 +191,7 @@ def test_a_random_round_counts_as_fresh_up_to_the_end_of_the_warm_up() -> None:
     first, waiting, later = plan_strides(run, [random, random, mined], 16)
     assert isinstance(first, Stride)
     assert first.end_step == 7, "step 6 is 2 steps past the warm-up, step 7 would be 3"
-    assert not first.at(6, run).over_stale
+    assert not planned(first, run, 6).over_stale
     assert isinstance(waiting, Waiting)
     assert "step 7 would be 3 steps stale" in waiting.reason
     assert isinstance(later, Stride)
@@ -196,8 +203,8 @@ def test_rounds_that_were_asked_to_be_random_do_not_get_stale() -> None:
     stride = next_stride(run, None, make_round(fresh_from=None), stride_steps=8)
     assert isinstance(stride, Stride)
     assert stride.end_step == 8
-    assert not stride.at(7, run).over_stale
-    assert stride.at(7, run).staleness_steps == 7
+    assert not planned(stride, run, 7).over_stale
+    assert planned(stride, run, 7).staleness_steps == 7
 
 
 def test_a_bound_of_zero_is_no_bound() -> None:
@@ -205,7 +212,7 @@ def test_a_bound_of_zero_is_no_bound() -> None:
     stride = next_stride(run, None, make_round(), stride_steps=8)
     assert isinstance(stride, Stride)
     assert stride.end_step == 8
-    assert not stride.at(7, run).over_stale
+    assert not planned(stride, run, 7).over_stale
 
 
 def test_a_group_larger_than_a_batch_is_a_conflict_that_names_both() -> None:

@@ -205,6 +205,10 @@ class ServerProcess:
             time.sleep(0.05)
         raise AssertionError("the server process did not listen within 30 s")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 

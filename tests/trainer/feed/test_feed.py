@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from miner.serving.plan import StepPlan, Stride
+from miner.serving.plan import PlannedSteps
 from tests.trainer.feed.served_miner import ServerThread, seal_round
 from trainer.errors import (
     ConfigError,
@@ -211,13 +211,7 @@ def test_a_miner_that_breaks_the_bound_is_caught_where_the_batch_is_consumed(
 def test_staleness_that_does_not_fit_the_round_is_a_protocol_error(
     miner: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at = Stride.at
-
-    def lying(self: Stride, step: int, run: RunParameters) -> StepPlan:
-        plan = at(self, step, run)
-        return plan._replace(staleness_steps=plan.staleness_steps + 1)
-
-    monkeypatch.setattr(Stride, "at", lying)
+    monkeypatch.setattr(PlannedSteps, "staleness_B", property(lambda self: self.steps_B + 1))
     with pytest.raises(ProtocolError, match="the miner says 1 steps of staleness"):
         list(feed_of(miner))
 
