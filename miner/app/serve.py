@@ -195,13 +195,17 @@ class _Service:
 
         try:
             address = ray.get(self._actor.address.remote())
+            metrics = ray.get(self._actor.metrics_address.remote())
         except ray.exceptions.RayError as exc:
             raise NotReadyError(f"the serving actor cannot start: {reason_of(exc)}") from exc
         endpoint = self._config.state_dir / ENDPOINT_FILE
         partial = endpoint.with_suffix(".partial")
-        partial.write_text(json.dumps({"address": address, "pid": os.getpid()}), "utf-8")
+        told = {"address": address, "pid": os.getpid(), "metrics": metrics}
+        partial.write_text(json.dumps(told), "utf-8")
         partial.replace(endpoint)
         logger.info("trainers connect to %s", address)
+        if metrics:
+            logger.info("metrics are on http://%s/metrics", metrics)
 
     def _drain_on_stop(self) -> None:
         self._stop.wait()

@@ -25,9 +25,10 @@ from miner.app.live import LiveRound
 from miner.app.schedule import Work
 from miner.config import MinerConfig
 from miner.data import RowStore
-from miner.errors import CoalfaceError, WeightsRefusedError
+from miner.errors import CoalfaceError, ConfigError, WeightsRefusedError
 from miner.rounds import RoundLog
 from miner.serving.backend import RefreshState
+from miner.serving.metrics.endpoint import MetricsEndpoint
 from miner.serving.queries import LiveSnapshot
 from miner.serving.runs import RunStore
 from miner.serving.server import MiningServer, start_server
@@ -77,10 +78,15 @@ class MiningServiceActor:
         threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True).start()
         self._announcing = asyncio.Lock()
         self._server: MiningServer = self._run(self._start()).result(START_TIMEOUT_S)
+        self._metrics = self._open_metrics()
 
     def address(self) -> str:
         """host:port that trainers connect to."""
         return self._server.address
+
+    def metrics_address(self) -> str:
+        """host:port that Prometheus scrapes; empty: nowhere."""
+        return self._metrics.address if self._metrics else ""
 
     def poll(self, timeout_s: float) -> Work:
         """What there is to mine; returns at once on news, otherwise after ``timeout_s``."""
@@ -180,6 +186,16 @@ class MiningServiceActor:
 
     async def _start(self) -> MiningServer:
         return await start_server(self._config.serving, self._log, self._runs, self._store, self)
+
+    def _open_metrics(self) -> MetricsEndpoint | None:
+        """The driver has tried the port; should it be taken by now, serving matters more."""
+        if self._config.metrics.port is None:
+            return None
+        try:
+            return MetricsEndpoint(self._config.metrics, self._server.registry)
+        except ConfigError as exc:
+            logger.error("serving without metrics: %s", exc)
+            return None
 
     async def _judgement(self, weights: AcceptedWeights) -> Path:
         announcement = Announcement(uuid.uuid4().hex, weights)

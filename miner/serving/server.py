@@ -21,6 +21,8 @@ from miner.rounds import RoundLog
 from miner.serving.backend import Backend
 from miner.serving.config import ServingConfig
 from miner.serving.difficulty import DifficultyBook
+from miner.serving.metrics.registry import registry_of
+from miner.serving.metrics.rpcs import RpcMetering
 from miner.serving.runs import RunStore
 from miner.serving.service import MiningService, Parts
 from protos.coalface.v1 import mining_pb2_grpc
@@ -54,9 +56,11 @@ class MiningServer:
         self._service = MiningService(parts, self._pool)
         self._health = _health.aio.HealthServicer()
         limit = ("grpc.max_receive_message_length", config.max_request_bytes)
-        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, limit])
+        metering = RpcMetering(SERVICE_NAME, parts.meters)
+        self._server = grpc.aio.server(interceptors=[metering], options=[*SERVER_OPTIONS, limit])
         _mining.add_MiningServiceServicer_to_server(self._service, self._server)
         _health_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.registry = registry_of(parts)
         self._host = config.host
         self.port = self._bind(config.port)
 

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 
 from miner.serving.assemble import BatchAssembler, BatchColumns
+from miner.serving.metrics.meters import ServingMeters
 from miner.serving.outbox import Outbox, Wait
 from miner.serving.parts import messages_of
 from miner.serving.plan import Waiting
@@ -27,6 +28,7 @@ class StreamSource:
 
     assembler: BatchAssembler
     pool: Executor
+    meters: ServingMeters
 
 
 class TripletStream:
@@ -71,6 +73,8 @@ class TripletStream:
         if batches is None:
             return None
         if batches:
+            for batch in batches:
+                self._source.meters.sent_step(batch.staleness_steps, batch.over_stale)
             self._cut.extend(messages_of(batches, self._max_message_bytes))
             return self._cut.popleft()
         heartbeat = mining_pb2.Heartbeat(next_step=self._wait.step, reason=self._wait.reason)
@@ -89,7 +93,8 @@ class TripletStream:
             if isinstance(made, mining_pb2.Batch):
                 return made
             self._wait = Wait(step, made.reason)
-            await asyncio.sleep(POLL_S)
+            with self._source.meters.waiting("round"):
+                await asyncio.sleep(POLL_S)
 
     def _make(self, step: int) -> mining_pb2.Batch | Waiting:
         """Plan (durably) and assemble one step. Blocks; runs in the pool."""
