@@ -19,6 +19,7 @@ from typing import Any
 
 from miner.app.accepted import AcceptedWeights, drop_older_copies, keep_copy
 from miner.app.cluster import joined_ray, reason_of, resolved, start_actor
+from miner.app.endpoint import ENDPOINT_FILE
 from miner.app.refresher import Refresher
 from miner.app.schedule import RefreshSchedule, Work
 from miner.app.service_actor import Announcement
@@ -42,7 +43,6 @@ __all__ = ["ENDPOINT_FILE", "run_service"]
 
 logger = logging.getLogger(__name__)
 
-ENDPOINT_FILE = "endpoint.json"
 POLL_S = 0.5
 RESTART_PAUSE_S = 0.3
 MAX_CALLS_IN_VAIN = 200  # a minute or more without a serving actor

@@ -13,9 +13,11 @@ from rich.logging import RichHandler
 from miner import __version__
 from miner.cli.dataset import glyphs, ingest
 from miner.cli.demo import demo
+from miner.cli.drain import drain
 from miner.cli.offline import export, mine, show
 from miner.cli.serve import serve
 from miner.cli.sheet import sheet
+from miner.cli.status import status
 from miner.errors import CoalfaceError, ConfigError
 
 __all__ = ["app", "main"]
@@ -28,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(drain)
 app.command()(export)
 app.command()(glyphs)
 app.command()(ingest)
@@ -35,6 +38,7 @@ app.command()(mine)
 app.command()(serve)
 app.command()(sheet)
 app.command()(show)
+app.command()(status)
 
 
 def _show_version(wanted: bool) -> None:
