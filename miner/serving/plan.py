@@ -12,7 +12,7 @@ Shape legend: G = groups of a round, S = steps.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -23,7 +23,16 @@ from miner.core.permutation import group_order
 from miner.errors import RequestError, RunConflictError
 from miner.types import Groups
 
-__all__ = ["RoundInfo", "RunParameters", "StepPlan", "Stride", "Waiting", "next_stride", "order_of"]
+__all__ = [
+    "RUN_KEYS",
+    "RoundInfo",
+    "RunParameters",
+    "StepPlan",
+    "Stride",
+    "Waiting",
+    "next_stride",
+    "order_of",
+]
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -64,6 +73,9 @@ class RunParameters:
             raise RequestError(f"seed: {self.seed} is not in [0, 2**64)")
         if self.max_staleness_steps < 0:
             raise RequestError(f"max_staleness_steps: {self.max_staleness_steps} is below 0")
+
+
+RUN_KEYS = tuple(field.name for field in fields(RunParameters))
 
 
 @dataclass(frozen=True, slots=True)

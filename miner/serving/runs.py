@@ -9,7 +9,6 @@ absent --open--> open --plan--> planned further and further; never changed, neve
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -31,9 +30,18 @@ from miner.errors import (
     UnknownRunError,
 )
 from miner.rounds import RoundLog
+from miner.rounds.checked import decode_number, decode_object, encode_number, encode_object
 from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
 from miner.rounds.journal import Journal
-from miner.serving.plan import RoundInfo, RunParameters, StepPlan, Stride, Waiting, next_stride
+from miner.serving.plan import (
+    RUN_KEYS,
+    RoundInfo,
+    RunParameters,
+    StepPlan,
+    Stride,
+    Waiting,
+    next_stride,
+)
 
 __all__ = ["MAX_STRIDES_AHEAD", "Run", "RunParameters", "RunStore"]
 
@@ -60,7 +68,7 @@ class Run:
         self._stride = lru_cache(_STRIDES_IN_MEMORY)(self._load_stride)
         path = folder / "RUN.json"
         try:
-            self.parameters = RunParameters(**json.loads(path.read_bytes()))
+            self.parameters = RunParameters(**decode_object(path.read_bytes(), RUN_KEYS))
         except (OSError, ValueError, TypeError) as exc:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
         with self._exclusive():
@@ -76,7 +84,7 @@ class Run:
         """Steps [0, committed_step) are in a durable checkpoint of the trainer."""
         path = self._folder / "COMMITTED"
         try:
-            return int(path.read_bytes())
+            return decode_number(path.read_bytes())
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as exc:
@@ -123,7 +131,7 @@ class Run:
                 )
             committed = self.committed_step
             if step > committed:
-                replace_file(self._folder / "COMMITTED", str(step).encode())
+                replace_file(self._folder / "COMMITTED", encode_number(step))
             return max(step, committed)
 
     def needed_rounds(self) -> set[int]:
@@ -279,7 +287,7 @@ class RunStore:
 
     def _create(self, folder: Path, params: RunParameters) -> None:
         building = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
-        write_file(building / "RUN.json", json.dumps(asdict(params)).encode())
+        write_file(building / "RUN.json", encode_object(asdict(params)))
         write_file(building / "plan.jsonl", b"")
         publish_folder(building, folder)
 
