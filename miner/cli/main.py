@@ -18,6 +18,7 @@ from miner.cli.offline import export, mine, show
 from miner.cli.serve import serve
 from miner.cli.sheet import sheet
 from miner.cli.status import status
+from miner.cli.verify import verify
 from miner.errors import CoalfaceError, ConfigError
 
 __all__ = ["app", "main"]
@@ -39,6 +40,7 @@ app.command()(serve)
 app.command()(sheet)
 app.command()(show)
 app.command()(status)
+app.command()(verify)
 
 
 def _show_version(wanted: bool) -> None:
