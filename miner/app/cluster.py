@@ -15,6 +15,7 @@ from miner.app.accepted import copies_folder
 from miner.app.service_actor import MiningServiceActor
 from miner.config import MinerConfig
 from miner.errors import ConfigError, NotReadyError
+from miner.logs import chosen_format
 from miner.serving.metrics.config import MetricsConfig
 from miner.serving.metrics.endpoint import MetricsEndpoint
 
@@ -98,7 +99,7 @@ def start_actor(config: MinerConfig, log_id: str) -> Any:
             max_concurrency=8,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
-        .remote(config)
+        .remote(config, chosen_format())
     )
 
 

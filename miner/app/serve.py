@@ -116,16 +116,18 @@ class _Service:
         if reason is None:
             return
         schedule.started(time.monotonic(), work)
-        logger.info("refresh: %s", reason)
+        model_step = work.weights.step if work.weights else 0
+        extra = {"reason": reason, "model_step": model_step}
+        logger.info("refresh: %s", reason, extra=extra)
         try:
             self._refresher.refresh(work.weights)
         except StaleWriterError:
             raise  # another service mines now; this one must not go on beside it
         except CoalfaceError as exc:
-            logger.error("refresh failed, the last good round stays: %s", exc)
+            logger.error("refresh failed, the last good round stays: %s", exc, extra=extra)
             return
         except Exception:
-            logger.exception("refresh failed, the last good round stays")
+            logger.exception("refresh failed, the last good round stays", extra=extra)
             return
         try:
             self._retain(work)
@@ -203,9 +205,9 @@ class _Service:
         told = {"address": address, "pid": os.getpid(), "metrics": metrics}
         partial.write_text(json.dumps(told), "utf-8")
         partial.replace(endpoint)
-        logger.info("trainers connect to %s", address)
+        logger.info("trainers connect to %s", address, extra={"address": address})
         if metrics:
-            logger.info("metrics are on http://%s/metrics", metrics)
+            logger.info("metrics are on http://%s/metrics", metrics, extra={"address": metrics})
 
     def _drain_on_stop(self) -> None:
         self._stop.wait()

@@ -26,6 +26,7 @@ from miner.app.schedule import Work
 from miner.config import MinerConfig
 from miner.data import RowStore
 from miner.errors import CoalfaceError, ConfigError, WeightsRefusedError
+from miner.logs import LogFormat, set_up_worker_logs
 from miner.rounds import RoundLog
 from miner.serving.backend import RefreshState
 from miner.serving.metrics.endpoint import MetricsEndpoint
@@ -57,10 +58,11 @@ class MiningServiceActor:
 
     Args:
         config: The resolved configuration, with the port that clients know.
+        log_format: Of the driver.
     """
 
-    def __init__(self, config: MinerConfig) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    def __init__(self, config: MinerConfig, log_format: LogFormat = LogFormat.TEXT) -> None:
+        set_up_worker_logs(log_format, "serving")
         self._config = config
         self._log = RoundLog(config.state_dir)
         self._runs = RunStore(config.state_dir, config.serving.stride_steps)
@@ -146,7 +148,8 @@ class MiningServiceActor:
             weights = replace(announced, uri=str(copy))
             await asyncio.to_thread(write_accepted, self._config.state_dir, weights)
             self._weights = weights
-        logger.info("accepted weights of step %d (%s)", step, weights.sha256[:12])
+        extra = {"model_step": step, "sha256": weights.sha256}
+        logger.info("accepted weights of step %d (%s)", step, weights.sha256[:12], extra=extra)
         self._changed.set()
         return False
 
@@ -205,7 +208,8 @@ class MiningServiceActor:
         try:
             return await asyncio.wrap_future(verdict)
         except WeightsRefusedError as exc:
-            logger.warning("refused weights of step %d: %s", weights.step, exc)
+            extra = {"model_step": weights.step, "sha256": weights.sha256, "kind": exc.kind}
+            logger.warning("refused weights of step %d: %s", weights.step, exc, extra=extra)
             raise
         finally:
             self._verdicts.pop(announcement.announcement_id, None)

@@ -20,6 +20,7 @@ from miner.cli.sheet import sheet
 from miner.cli.status import status
 from miner.cli.verify import verify
 from miner.errors import CoalfaceError, ConfigError
+from miner.logs import LOG_FORMAT_VARIABLE, LogFormat, chosen_format, set_up_logs
 
 __all__ = ["app", "main"]
 
@@ -55,14 +56,15 @@ def options(
     version: Annotated[  # noqa: ARG001 - typer calls _show_version
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(envvar=LOG_FORMAT_VARIABLE, help="Text, or one JSON object per line."),
+    ] = LogFormat.TEXT,
 ) -> None:
     """Set up logging for every command."""
     level, errors = logging.DEBUG if verbose else logging.INFO, Console(stderr=True)
-    if errors.is_terminal:
-        bright = RichHandler(console=errors, show_path=False)
-        logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[bright])
-    else:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    bright = RichHandler(console=errors, show_path=False) if errors.is_terminal else None
+    set_up_logs(level, log_format, bright)
     if not verbose:  # it lists every processor that it was not built for
         logging.getLogger("faiss").setLevel(logging.WARNING)
 
@@ -75,6 +77,10 @@ def main() -> None:
     try:
         app()
     except CoalfaceError as exc:
-        Console(stderr=True).print(f"[bold red]{type(exc).__name__}[/]: ", end="")
-        Console(stderr=True).print(str(exc), markup=False, highlight=False, soft_wrap=True)
+        kind = type(exc).__name__
+        if chosen_format() is LogFormat.JSON:
+            logging.getLogger("miner").error("%s", exc, extra={"error": kind})
+        else:
+            Console(stderr=True).print(f"[bold red]{kind}[/]: ", end="")
+            Console(stderr=True).print(str(exc), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(exc, ConfigError) else 1)

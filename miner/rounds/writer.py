@@ -93,7 +93,8 @@ class RoundWriter:
             raise RoundLogError(f"round {round_id} cannot be sealed: {exc}") from exc
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        _log.info("round %d sealed: %d groups", round_id, groups.num_groups)
+        extra = {"round": round_id, "num_groups": groups.num_groups}
+        _log.info("round %d sealed: %d groups", round_id, groups.num_groups, extra=extra)
         return self.log.manifest(round_id)
 
     def retain(self, keep: int, needed: set[int]) -> list[int]:
@@ -121,7 +122,7 @@ class RoundWriter:
             sync_folder(self.log.rounds_dir)
         for round_id in surplus:
             shutil.rmtree(self.log.folder(round_id).with_suffix(".expired"), ignore_errors=True)
-        _log.info("rounds %s expired", surplus)
+        _log.info("rounds %s expired", surplus, extra={"rounds": surplus})
         return surplus
 
     def _write_chunks(self, building: Path, groups: Groups) -> Iterator[ChunkEntry]:

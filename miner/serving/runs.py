@@ -268,7 +268,8 @@ class RunStore:
                 runs.append(self.get(run_id))
             except CoalfaceError as exc:
                 if run_id not in self._damaged:
-                    logger.error("run %s cannot be read and is left out: %s", run_id, exc)
+                    text = "run %s cannot be read and is left out: %s"
+                    logger.error(text, run_id, exc, extra={"run": run_id})
                 self._damaged.add(run_id)
         return runs
 

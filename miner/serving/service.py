@@ -307,7 +307,8 @@ class MiningService:
     def _open_run(self, parameters: RunParameters) -> mining_pb2.OpenRunResponse:
         run, created = self._parts.runs.open(parameters)
         if created:
-            logger.info("run %s opened: %s", parameters.run_id, parameters)
+            extra = {"run": parameters.run_id}
+            logger.info("run %s opened: %s", parameters.run_id, parameters, extra=extra)
         return mining_pb2.OpenRunResponse(
             dataset_fingerprint=self._parts.row_store.fingerprint,
             planned_steps=run.planned_steps,
