@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any
 from trainer.feed.batch import TripletBatch
 from trainer.feed.client import MinerClient, RunParameters
 from trainer.feed.feed import TripletFeed
+from trainer.feed.figures import FeedFigures
 
 if TYPE_CHECKING:
     from trainer.feed.dataset import TripletDataset
 
-__all__ = ["MinerClient", "RunParameters", "TripletBatch", "TripletDataset", "TripletFeed"]
+__all__ = [
+    "FeedFigures",
+    "MinerClient",
+    "RunParameters",
+    "TripletBatch",
+    "TripletDataset",
+    "TripletFeed",
+]
 
 
 def __getattr__(name: str) -> Any:

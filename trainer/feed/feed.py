@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from trainer.errors import ConfigError, MinerUnreachableError
 from trainer.feed.batch import TripletBatch
 from trainer.feed.client import ExhaustedPolicy, MinerClient, RunParameters, StalePolicy
+from trainer.feed.figures import FeedFigures, FeedTally
 from trainer.feed.prefetch import Prefetcher, Subscription
 
 __all__ = ["TripletFeed"]
@@ -81,6 +82,7 @@ class TripletFeed:
     max_staleness_steps: int = 0
     dataset_fingerprint: str = ""
     stalled_s: float = field(default=0.0, init=False)
+    _tally: FeedTally = field(default_factory=FeedTally, init=False, repr=False)
     _position: int = field(init=False, repr=False)
     _prefetcher: Prefetcher | None = field(default=None, init=False, repr=False)
     _finalizer: weakref.finalize[..., TripletFeed] | None = field(
@@ -114,6 +116,15 @@ class TripletFeed:
         """Whether a thread and a connection are held."""
         return self._prefetcher is not None
 
+    def figures(self) -> FeedFigures:
+        """What this feed has given so far, and how its connection does; from any thread."""
+        reader = self._prefetcher
+        return self._tally.figures(
+            stalled_s=self.stalled_s,
+            num_reconnects=reader.num_reconnects if reader else 0,
+            num_buffered=reader.num_buffered if reader else 0,
+        )
+
     def open(self) -> TripletFeed:
         """Open the run on the miner and begin to read ahead; does nothing on an open feed.
 
@@ -131,6 +142,7 @@ class TripletFeed:
                 "run %s: the miner at %s has planned %d steps of it, yet step %d is asked for; "
                 "if this trainer resumes, that miner does not have the log it was trained from",
                 *(self.run_id, self.address, opened.planned_steps, self._position),
+                extra={"run": self.run_id, "step": self._position},
             )
         self._prefetcher = Prefetcher(self._subscription())
         self._finalizer = weakref.finalize(self, self._prefetcher.close)
@@ -154,13 +166,17 @@ class TripletFeed:
             try:
                 return client.commit(self.run_id, step)
             except MinerUnreachableError as exc:
-                logger.warning("run %s: step %d not committed: %s", self.run_id, step, exc)
+                extra = {"run": self.run_id, "step": step}
+                text = "run %s: step %d not committed: %s"
+                logger.warning(text, self.run_id, step, exc, extra=extra)
                 return None
 
     def close(self) -> None:
         """Give up thread and connection; safe to repeat. Batches read ahead are read again."""
         if self._finalizer is not None:
             self._finalizer()
+        if self._prefetcher is not None:
+            self._tally.num_reconnects += self._prefetcher.num_reconnects
         self._prefetcher = self._finalizer = None
 
     def __enter__(self) -> TripletFeed:
@@ -193,6 +209,7 @@ class TripletFeed:
         if batch is None:
             raise StopIteration
         self._position = batch.step + 1
+        self._tally.add(batch)
         return batch
 
     @property
