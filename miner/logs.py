@@ -59,10 +59,16 @@ class JsonFormatter(logging.Formatter):
                 fields.setdefault(key, value)
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        try:
-            return json.dumps(fields, default=str, allow_nan=False)
-        except (TypeError, ValueError):  # NaN, keys that are no text, circles
-            return json.dumps({str(key): str(value) for key, value in fields.items()})
+        return json.dumps({key: _plain(value) for key, value in fields.items()}, default=str)
+
+
+def _plain(value: object) -> object:
+    """The value, or its text where JSON has none for it: NaN, keys that are no text, circles."""
+    try:
+        json.dumps(value, default=str, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+    return value
 
 
 def chosen_format() -> LogFormat:
