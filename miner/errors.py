@@ -69,7 +69,18 @@ class EncoderError(CoalfaceError):
 
 
 class WeightsRefusedError(CoalfaceError):
-    """Announced weights are not accepted: digest, names, shapes, location or canary."""
+    """Announced weights are not accepted.
+
+    Attributes:
+        kind: Which check they did not pass, one of `KINDS`.
+    """
+
+    KINDS = ("location", "unreadable", "digest", "format", "names", "shapes", "canary", "other")
+
+    def __init__(self, text: str, kind: str = "other") -> None:
+        assert kind in self.KINDS, kind
+        super().__init__(text)
+        self.kind = kind
 
 
 class SnapshotError(CoalfaceError):

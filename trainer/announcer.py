@@ -109,7 +109,7 @@ class Announcer:
             self._link.commit(step)
         except TrainerError as exc:
             # Advisory: the miner only keeps rounds for longer than needed.
-            logger.warning("step %d could not be committed: %s", step, exc)
+            logger.warning("step %d could not be committed: %s", step, exc, extra={"step": step})
 
     def _announce(self, step: int, weights: dict[str, torch.Tensor]) -> None:
         outcome, reason, file = "failed", "", None
@@ -123,7 +123,8 @@ class Announcer:
             reason = str(exc)
         self.outcomes[outcome] += 1
         level = logging.INFO if not reason else logging.WARNING
-        logger.log(level, "weights of step %d %s %s", step, outcome, reason)
+        extra = {"step": step, "outcome": outcome}
+        logger.log(level, "weights of step %d %s %s", step, outcome, reason, extra=extra)
         sha256 = file.sha256 if file else ""
         self._journal.write("announce", step=step, outcome=outcome, reason=reason, sha256=sha256)
 

@@ -26,8 +26,11 @@ from trainer import __version__
 from trainer.config import EncoderConfig, TrainerConfig
 from trainer.config_file import load_config, render_config
 from trainer.errors import ConfigError, TrainerError
+from trainer.logs import LOG_FORMAT_VARIABLE, LogFormat, chosen_format, set_up_logs
 
 __all__ = ["app", "main"]
+
+logger = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT_S = 1800.0
 
@@ -52,11 +55,15 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show and exit")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="tracebacks and debug logs")] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(envvar=LOG_FORMAT_VARIABLE, help="text, or one JSON object per line"),
+    ] = LogFormat.TEXT,
 ) -> None:
     """Train on triplets streamed from a Coalface miner, and evaluate what was trained."""
-    is_first = os.environ.get("RANK", "0") == "0"
-    level = logging.DEBUG if debug else logging.INFO if is_first else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    rank = int(os.environ.get("RANK", "0"))
+    level = logging.DEBUG if debug else logging.INFO if rank == 0 else logging.WARNING
+    set_up_logs(level, log_format, rank)
 
 
 @app.command()
@@ -151,7 +158,10 @@ def main() -> None:
     except (TrainerError, OSError) as exc:
         if is_debug:
             raise
-        typer.echo(f"error: {exc}", err=True)
+        if chosen_format() is LogFormat.JSON:
+            logger.error("%s", exc, extra={"error": type(exc).__name__})
+        else:
+            typer.echo(f"error: {exc}", err=True)
         sys.exit(2 if isinstance(exc, ConfigError) else 1)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "EncoderConfig",
     "LossConfig",
     "LossMode",
+    "MetricsConfig",
     "MinerConfig",
     "OptimizerConfig",
     "TlsConfig",
@@ -169,6 +170,17 @@ class AnnounceConfig(_Section):
     """The miner reads a file for as long as a refresh lasts."""
 
 
+class MetricsConfig(_Section):
+    """Where figures for Prometheus are served."""
+
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="rank r listens on port + r; 0: any free one"
+    )
+    """None: no endpoint, nothing is opened that nobody asked for."""
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    """This machine only: whoever reaches the port reads the figures, without credentials."""
+
+
 class TrainerConfig(_Section):
     """One training run."""
 
@@ -193,6 +205,8 @@ class TrainerConfig(_Section):
     """See :class:`CheckpointConfig`."""
     announce: AnnounceConfig = AnnounceConfig()
     """See :class:`AnnounceConfig`."""
+    metrics: MetricsConfig = MetricsConfig()
+    """See :class:`MetricsConfig`."""
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of the forward pass; weights, loss and optimizer stay float32"
     )

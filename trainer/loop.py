@@ -11,21 +11,24 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import ExitStack, closing
-from typing import Protocol
+from contextlib import AbstractContextManager, ExitStack, closing
+from typing import TYPE_CHECKING, Protocol
 
 from trainer.announcer import Announcer, MinerLink
 from trainer.checkpoint import load_newest, save_checkpoint
 from trainer.config import TrainerConfig
 from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.feed import TripletBatch
+from trainer.feed import FeedFigures, TripletBatch
 from trainer.journal import Journal, journal_path
 from trainer.model import weights_of
 from trainer.progress import Progress
 from trainer.step import Learner, StepResult
 from trainer.stopping import StopRequest, stop_on_signals
 from trainer.summary import Ending, Summary, Tally
+
+if TYPE_CHECKING:
+    from trainer.meters import TrainingMeters
 
 __all__ = ["Feed", "Miner", "train"]
 
@@ -40,6 +43,9 @@ class Feed(Protocol):
 
     def __next__(self) -> TripletBatch:
         """The batch of the next step, with its samples; waits for it."""
+
+    def figures(self) -> FeedFigures:
+        """What it has given so far."""
 
     def close(self) -> None:
         """Let go of thread and connection."""
@@ -72,7 +78,10 @@ def train(config: TrainerConfig, miner: Miner, world: World) -> Summary:
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         journal = stack.enter_context(Journal(journal_path(config.out, world.rank)))
+        is_metered = config.metrics.port is not None
+        meters = stack.enter_context(_open_meters(config, world)) if is_metered else None
         session = _Session(config, miner.link(), world, journal)
+        session.meters = meters
         try:
             session.resume()
             if session.step < config.steps:
@@ -102,6 +111,7 @@ class _Session:
         self._saved_step = 0
         self.step = 0
         self.tally = Tally()
+        self.meters: TrainingMeters | None = None
 
     def resume(self) -> None:
         found = load_newest(self._config.checkpoint_folder)
@@ -109,7 +119,8 @@ class _Session:
             path, checkpoint = found
             self._learner.restore(checkpoint)
             self.step = self._saved_step = checkpoint.step
-            logger.info("resuming with step %d from %s", self.step, path)
+            extra = {"run": self._config.run_id, "step": self.step}
+            logger.info("resuming with step %d from %s", self.step, path, extra=extra)
         self.tally.first_step = self.step
         self._journal.write(
             "start",
@@ -121,6 +132,11 @@ class _Session:
 
     def run(self, feed: Feed, stop: StopRequest, progress: Progress) -> None:
         """Train until the end or a stop."""
+        if self.meters is not None:
+            self.meters.follow_feed(feed.figures)
+            if self._announcer is not None:
+                outcomes = self._announcer.outcomes
+                self.meters.follow_announcements(outcomes.copy)
         while self.step < self._config.steps:
             begin_s = time.perf_counter()
             batch = stop.wait(lambda: next(feed))
@@ -177,6 +193,8 @@ class _Session:
     def _record(
         self, batch: TripletBatch, result: StepResult, stalled_s: float, step_s: float
     ) -> None:
+        if self.meters is not None:
+            self.meters.step(batch, result, stalled_s, step_s)
         self._journal.write(
             "step",
             step=batch.step,
@@ -215,6 +233,12 @@ class _Session:
             self._journal.write("checkpoint", step=self.step, path=str(path))
         self._saved_step = self.step
         self.tally.checkpoint_s += time.perf_counter() - begin_s
+
+
+def _open_meters(config: TrainerConfig, world: World) -> AbstractContextManager[TrainingMeters]:
+    from trainer.meters import open_meters
+
+    return open_meters(config.metrics, config.run_id, world.rank)
 
 
 def _require_one_step(steps_W: list[int]) -> None:

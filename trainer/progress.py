@@ -12,6 +12,7 @@ from rich.console import Console
 from trainer.config import TrainerConfig
 from trainer.distributed import World
 from trainer.feed import TripletBatch
+from trainer.logs import LogFormat, chosen_format
 
 __all__ = ["Progress"]
 
@@ -24,12 +25,12 @@ class Progress:
     """A context manager; only rank 0 shows anything."""
 
     def __init__(self, config: TrainerConfig, world: World, first_step: int) -> None:
-        self._num_steps = config.steps
+        self._run_id, self._num_steps = config.run_id, config.steps
         self._is_shown = world.is_first
         self._last_log_s = time.monotonic()
         self._bar: rich_progress.Progress | None = None
         console = Console(stderr=True)
-        if world.is_first and console.is_terminal:
+        if world.is_first and console.is_terminal and chosen_format() is LogFormat.TEXT:
             self._bar = rich_progress.Progress(
                 *rich_progress.Progress.get_default_columns(),
                 rich_progress.TextColumn("{task.fields[note]}"),
@@ -62,7 +63,15 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=next_step, note=note)
         elif self._is_shown and self._is_due(next_step):
-            logger.info("step %d of %d  %s", next_step, self._num_steps, note)
+            extra = {
+                "run": self._run_id,
+                "step": batch.step,
+                "round": batch.round_id,
+                "strategy": batch.strategy,
+                "staleness_steps": batch.staleness_steps,
+                "loss": loss,
+            }
+            logger.info("step %d of %d  %s", next_step, self._num_steps, note, extra=extra)
 
     def _is_due(self, next_step: int) -> bool:
         now_s = time.monotonic()

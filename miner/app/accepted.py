@@ -5,11 +5,11 @@ The announcer may delete its file once it has its answer: what is mined from is 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from miner.errors import ConfigError
+from miner.rounds.checked import decode_object, encode_object
 from miner.rounds.durable import replace_file
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 FILE_NAME = "weights.json"
+KEYS = ("step", "uri", "sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def read_accepted(state_dir: Path) -> AcceptedWeights | None:
     """
     path = state_dir / FILE_NAME
     try:
-        return AcceptedWeights(**json.loads(path.read_text("utf-8")))
+        return AcceptedWeights(**decode_object(path.read_bytes(), KEYS))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as exc:
@@ -58,7 +59,7 @@ def read_accepted(state_dir: Path) -> AcceptedWeights | None:
 
 def write_accepted(state_dir: Path, weights: AcceptedWeights) -> None:
     """Replace the file atomically; durable on return."""
-    replace_file(state_dir / FILE_NAME, json.dumps(asdict(weights)).encode())
+    replace_file(state_dir / FILE_NAME, encode_object(asdict(weights)))
 
 
 def copies_folder(state_dir: Path) -> Path:

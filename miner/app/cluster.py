@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from miner.app.accepted import copies_folder
 from miner.app.service_actor import MiningServiceActor
 from miner.config import MinerConfig
 from miner.errors import ConfigError, NotReadyError
+from miner.logs import chosen_format
+from miner.serving.metrics.config import MetricsConfig
+from miner.serving.metrics.endpoint import MetricsEndpoint
 
 __all__ = ["joined_ray", "reason_of", "resolved", "start_actor"]
 
@@ -24,16 +29,24 @@ def resolved(config: MinerConfig) -> MinerConfig:
     may also read the service's own copies of weights.
 
     Raises:
-        ConfigError: There is no such host on this machine.
+        ConfigError: There is no such host on this machine, or the port for metrics is taken.
     """
     serving, encoder = config.serving.with_absolute_paths(), config.encoder
+    metrics = config.metrics
     if serving.port == 0:
         serving = serving.model_copy(update={"port": _free_port(serving.host)})
+    if metrics.port is not None:
+        metrics = metrics.model_copy(update={"port": _free_metrics_port(metrics)})
     prefixes = (*encoder.weights_prefixes, str(copies_folder(config.state_dir).absolute()))
     encoder = encoder.model_copy(update={"weights_prefixes": prefixes})
     state_dir = config.state_dir.absolute()
     return config.model_copy(
-        update={"serving": serving, "encoder": encoder, "state_dir": state_dir}
+        update={
+            "serving": serving,
+            "encoder": encoder,
+            "state_dir": state_dir,
+            "metrics": metrics,
+        }
     )
 
 
@@ -87,13 +100,20 @@ def start_actor(config: MinerConfig, log_id: str) -> Any:
             max_concurrency=8,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
-        .remote(config)
+        .remote(config, chosen_format())
     )
 
 
 def reason_of(error: Exception) -> str:
     """The last line of an error that came over Ray: what went wrong, without the traceback."""
     return str(error).strip().splitlines()[-1].removeprefix("miner.errors.")
+
+
+def _free_metrics_port(config: MetricsConfig) -> int:
+    """Listen there for a moment: what is wrong is told before anything is started."""
+    endpoint = MetricsEndpoint(config, CollectorRegistry())
+    endpoint.close()
+    return endpoint.port
 
 
 def _free_port(host: str) -> int:

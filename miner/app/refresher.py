@@ -100,6 +100,14 @@ class Refresher:
             *(manifest.round_id, manifest.strategy, manifest.num_groups, manifest.num_triplets),
             *(manifest.model_step, time.monotonic() - started_s),
             ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self._phases_s.items()),
+            extra={
+                "round": manifest.round_id,
+                "model_step": manifest.model_step,
+                "strategy": manifest.strategy,
+                "num_groups": manifest.num_groups,
+                "num_triplets": manifest.num_triplets,
+                "phases_s": dict(self._phases_s),
+            },
         )
         return manifest
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from miner.app.accepted import AcceptedWeights, drop_older_copies, keep_copy
 from miner.app.cluster import joined_ray, reason_of, resolved, start_actor
+from miner.app.endpoint import ENDPOINT_FILE
 from miner.app.refresher import Refresher
 from miner.app.schedule import RefreshSchedule, Work
 from miner.app.service_actor import Announcement
@@ -43,7 +44,6 @@ __all__ = ["ENDPOINT_FILE", "run_service"]
 
 logger = logging.getLogger(__name__)
 
-ENDPOINT_FILE = "endpoint.json"
 POLL_S = 0.5
 RESTART_PAUSE_S = 0.3
 MAX_CALLS_IN_VAIN = 200  # a minute or more without a serving actor
@@ -119,16 +119,18 @@ class _Service:
         if reason is None:
             return
         schedule.started(time.monotonic(), work)
-        logger.info("refresh: %s", reason)
+        model_step = work.weights.step if work.weights else 0
+        extra = {"reason": reason, "model_step": model_step}
+        logger.info("refresh: %s", reason, extra=extra)
         try:
             self._refresher.refresh(work.weights)
         except StaleWriterError:
             raise  # another service mines now; this one must not go on beside it
         except CoalfaceError as exc:
-            logger.error("refresh failed, the last good round stays: %s", exc)
+            logger.error("refresh failed, the last good round stays: %s", exc, extra=extra)
             return
         except Exception:
-            logger.exception("refresh failed, the last good round stays")
+            logger.exception("refresh failed, the last good round stays", extra=extra)
             return
         try:
             self._retain(work)
@@ -198,13 +200,17 @@ class _Service:
 
         try:
             address = ray.get(self._actor.address.remote())
+            metrics = ray.get(self._actor.metrics_address.remote())
         except ray.exceptions.RayError as exc:
             raise NotReadyError(f"the serving actor cannot start: {reason_of(exc)}") from exc
         endpoint = self._config.state_dir / ENDPOINT_FILE
         partial = endpoint.with_suffix(".partial")
-        partial.write_text(json.dumps({"address": address, "pid": os.getpid()}), "utf-8")
+        told = {"address": address, "pid": os.getpid(), "metrics": metrics}
+        partial.write_text(json.dumps(told), "utf-8")
         partial.replace(endpoint)
-        logger.info("trainers connect to %s", address)
+        logger.info("trainers connect to %s", address, extra={"address": address})
+        if metrics:
+            logger.info("metrics are on http://%s/metrics", metrics, extra={"address": metrics})
 
     def _drain_on_stop(self) -> None:
         self._stop.wait()

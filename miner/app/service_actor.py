@@ -25,9 +25,11 @@ from miner.app.live import LiveRound
 from miner.app.schedule import Work
 from miner.config import MinerConfig
 from miner.data import RowStore
-from miner.errors import CoalfaceError, WeightsRefusedError
+from miner.errors import CoalfaceError, ConfigError, WeightsRefusedError
+from miner.logs import LogFormat, set_up_worker_logs
 from miner.rounds import RoundLog
 from miner.serving.backend import RefreshState
+from miner.serving.metrics.endpoint import MetricsEndpoint
 from miner.serving.queries import LiveSnapshot
 from miner.serving.runs import RunStore
 from miner.serving.server import MiningServer, start_server
@@ -56,10 +58,11 @@ class MiningServiceActor:
 
     Args:
         config: The resolved configuration, with the port that clients know.
+        log_format: Of the driver.
     """
 
-    def __init__(self, config: MinerConfig) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    def __init__(self, config: MinerConfig, log_format: LogFormat = LogFormat.TEXT) -> None:
+        set_up_worker_logs(log_format, "serving")
         self._config = config
         self._log = RoundLog(config.state_dir)
         self._runs = RunStore(config.state_dir, config.serving.stride_steps)
@@ -77,10 +80,15 @@ class MiningServiceActor:
         threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True).start()
         self._announcing = asyncio.Lock()
         self._server: MiningServer = self._run(self._start()).result(START_TIMEOUT_S)
+        self._metrics = self._open_metrics()
 
     def address(self) -> str:
         """host:port that trainers connect to."""
         return self._server.address
+
+    def metrics_address(self) -> str:
+        """host:port that Prometheus scrapes; empty: nowhere."""
+        return self._metrics.address if self._metrics else ""
 
     def poll(self, timeout_s: float) -> Work:
         """What there is to mine; returns at once on news, otherwise after ``timeout_s``."""
@@ -140,7 +148,8 @@ class MiningServiceActor:
             weights = replace(announced, uri=str(copy))
             await asyncio.to_thread(write_accepted, self._config.state_dir, weights)
             self._weights = weights
-        logger.info("accepted weights of step %d (%s)", step, weights.sha256[:12])
+        extra = {"model_step": step, "sha256": weights.sha256}
+        logger.info("accepted weights of step %d (%s)", step, weights.sha256[:12], extra=extra)
         self._changed.set()
         return False
 
@@ -181,6 +190,16 @@ class MiningServiceActor:
     async def _start(self) -> MiningServer:
         return await start_server(self._config.serving, self._log, self._runs, self._store, self)
 
+    def _open_metrics(self) -> MetricsEndpoint | None:
+        """The driver has tried the port; should it be taken by now, serving matters more."""
+        if self._config.metrics.port is None:
+            return None
+        try:
+            return MetricsEndpoint(self._config.metrics, self._server.registry)
+        except ConfigError as exc:
+            logger.error("serving without metrics: %s", exc)
+            return None
+
     async def _judgement(self, weights: AcceptedWeights) -> Path:
         announcement = Announcement(uuid.uuid4().hex, weights)
         verdict: Future[Path] = Future()
@@ -189,7 +208,8 @@ class MiningServiceActor:
         try:
             return await asyncio.wrap_future(verdict)
         except WeightsRefusedError as exc:
-            logger.warning("refused weights of step %d: %s", weights.step, exc)
+            extra = {"model_step": weights.step, "sha256": weights.sha256, "kind": exc.kind}
+            logger.warning("refused weights of step %d: %s", weights.step, exc, extra=extra)
             raise
         finally:
             self._verdicts.pop(announcement.announcement_id, None)

@@ -12,6 +12,7 @@ from miner.embedding.config import EncoderConfig
 from miner.index.config import IndexConfig
 from miner.rounds.config import RoundsConfig
 from miner.serving.config import ServingConfig
+from miner.serving.metrics.config import MetricsConfig
 from miner.workers.config import WorkersConfig
 
 __all__ = ["MinerConfig", "RefreshConfig"]
@@ -76,6 +77,7 @@ class MinerConfig(BaseModel):
     selection: SelectionConfig = SelectionConfig()
     rounds: RoundsConfig = RoundsConfig()
     serving: ServingConfig = ServingConfig()
+    metrics: MetricsConfig = MetricsConfig()
     refresh: RefreshConfig = RefreshConfig()
 
     @property

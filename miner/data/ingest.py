@@ -23,6 +23,7 @@ from miner.data.row_store import (
     RowStore,
     StoredFile,
     StoreManifest,
+    manifest_text,
     sha256_of,
 )
 from miner.data.source import Source, SourceFile, open_source, reading
@@ -228,7 +229,7 @@ def _write_catalog(catalog: Catalog, folder: Path) -> None:
             for name in (PAYLOAD, SAMPLES, IDENTITIES)
         },
     )
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    (folder / MANIFEST).write_text(manifest_text(manifest))
     _sync(folder / MANIFEST)
     _sync(folder)
 

@@ -23,7 +23,7 @@ from miner.data.catalog import Catalog, CatalogFile
 from miner.errors import DatasetError
 from miner.types import IdentityTable
 
-__all__ = ["RowStore", "StoreManifest", "StoredFile"]
+__all__ = ["RowStore", "StoreManifest", "StoredFile", "manifest_text"]
 
 MANIFEST = "STORE.json"
 PAYLOAD, SAMPLES, IDENTITIES = "payload.arrow", "samples.arrow", "identities.arrow"
@@ -51,6 +51,8 @@ class StoreManifest(BaseModel):
     num_identities: int
     dataset_files: tuple[CatalogFile, ...]
     stored_files: dict[str, StoredFile]
+    sha256: str = ""
+    """Of the text without this field; empty in stores of earlier versions."""
 
 
 class RowStore:
@@ -183,6 +185,13 @@ class RowStore:
             pieces.append(self._batches[index].slice(low, high - low))
         samples = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
         return _with_row_ids(samples, np.arange(begin, end, dtype=np.int64))
+
+
+def manifest_text(manifest: StoreManifest) -> str:
+    """The content of ``STORE.json``; its last field is the digest of the others."""
+    body = manifest.model_dump_json(indent=2, exclude={"sha256"})
+    sha256 = hashlib.sha256(body.encode()).hexdigest()
+    return manifest.model_copy(update={"sha256": sha256}).model_dump_json(indent=2) + "\n"
 
 
 def sha256_of(path: Path) -> str:

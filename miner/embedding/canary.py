@@ -33,7 +33,8 @@ def check_canary(encoder: Encoder, batch: pa.RecordBatch, config: EncoderConfig)
         )
     except NonFiniteError as exc:
         raise WeightsRefusedError(
-            f"the weights do not embed the canary: {exc}; has training diverged?"
+            f"the weights do not embed the canary: {exc}; has training diverged?",
+            kind="canary",
         ) from exc
     num_rows = len(embedded_BD)
     # The squared length of the sum holds every pair twice, and each row with itself once.
@@ -43,6 +44,7 @@ def check_canary(encoder: Encoder, batch: pa.RecordBatch, config: EncoderConfig)
         raise WeightsRefusedError(
             f"the weights have collapsed, or are untrained: {num_rows} samples are on average "
             f"{similarity:.4f} similar, encoder.max_canary_similarity is "
-            f"{config.max_canary_similarity}; nearest neighbours in such a space mean nothing"
+            f"{config.max_canary_similarity}; nearest neighbours in such a space mean nothing",
+            kind="canary",
         )
     return similarity

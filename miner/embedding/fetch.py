@@ -38,7 +38,8 @@ def fetch_weights(uri: str, sha256: str, config: EncoderConfig) -> bytes:
     if actual != sha256.lower():
         raise WeightsRefusedError(
             f"weights {uri} ({len(blob)} bytes) have sha256 {actual}, announced was {sha256!r}; "
-            "announce a file only when it is written, and never write to it again"
+            "announce a file only when it is written, and never write to it again",
+            kind="digest",
         )
     return blob
 
@@ -52,14 +53,18 @@ def _local_path(uri: str) -> str:
         return uri
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
-        raise WeightsRefusedError(f"weights {uri}: the host {parts.netloc!r} is not this one")
+        raise WeightsRefusedError(
+            f"weights {uri}: the host {parts.netloc!r} is not this one", kind="location"
+        )
     return unquote(parts.path)
 
 
 def _read_local(uri: str, config: EncoderConfig) -> bytes:
     path = _local_path(uri)
     if not os.path.isabs(path) or "\0" in path:
-        raise WeightsRefusedError(f"weights {uri!r}: a path must be absolute, or a file:// URI")
+        raise WeightsRefusedError(
+            f"weights {uri!r}: a path must be absolute, or a file:// URI", kind="location"
+        )
     resolved = Path(os.path.realpath(path))
     allowed = [prefix for prefix in config.weights_prefixes if _is_local(prefix)]
     if not any(resolved.is_relative_to(os.path.realpath(_local_path(p))) for p in allowed):
@@ -70,16 +75,22 @@ def _read_local(uri: str, config: EncoderConfig) -> bytes:
         descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise WeightsRefusedError(f"weights {uri} are not a regular file")
+                raise WeightsRefusedError(
+                    f"weights {uri} are not a regular file", kind="unreadable"
+                )
             return file.read()
     except OSError as exc:
-        raise WeightsRefusedError(f"weights {uri} cannot be read: {exc.strerror}") from exc
+        raise WeightsRefusedError(
+            f"weights {uri} cannot be read: {exc.strerror}", kind="unreadable"
+        ) from exc
 
 
 def _read_remote(uri: str, config: EncoderConfig) -> bytes:
     # No escapes and no options: `?endpoint_override=` would turn an allowed bucket into any host.
     if set(uri) & set("?#%\\\0") or {".", ".."} & set(uri.split("/")):
-        raise WeightsRefusedError(f"weights {uri!r}: a URI may hold none of ? # % \\ and no ./ ../")
+        raise WeightsRefusedError(
+            f"weights {uri!r}: a URI may hold none of ? # % \\ and no ./ ../", kind="location"
+        )
     # A prefix may hold such options; they are the operator's, and go with the file that is read.
     for prefix in config.weights_prefixes:
         base, _, options = prefix.partition("?")
@@ -90,7 +101,9 @@ def _read_remote(uri: str, config: EncoderConfig) -> bytes:
                 with found[0].open_input_file(found[1]) as file:
                     return bytes(file.read())
             except (OSError, pa.ArrowException) as exc:
-                raise WeightsRefusedError(f"weights {uri} cannot be read: {exc}") from exc
+                raise WeightsRefusedError(
+                    f"weights {uri} cannot be read: {exc}", kind="unreadable"
+                ) from exc
     raise _outside(uri, config)
 
 
@@ -98,5 +111,6 @@ def _outside(place: str, config: EncoderConfig) -> WeightsRefusedError:
     allowed = ", ".join(config.weights_prefixes) or "nowhere"
     return WeightsRefusedError(
         f"weights {place} are outside what encoder.weights_prefixes allows ({allowed}); write them "
-        "there, or let the miner's operator add the folder"
+        "there, or let the miner's operator add the folder",
+        kind="location",
     )

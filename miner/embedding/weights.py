@@ -42,7 +42,8 @@ def load_weights(module: nn.Module, blob: bytes) -> None:
         raise WeightsRefusedError(
             f"the weights do not fit the encoder: {len(missing)} tensors are missing"
             f"{_first(missing)}, {len(unexpected)} are not known{_first(unexpected)}; "
-            + _advise(unexpected)
+            + _advise(unexpected),
+            kind="names",
         )
     misfits = [
         f"{name} is {_form(tensors[name])} and should be {_form(tensor)}"
@@ -52,7 +53,8 @@ def load_weights(module: nn.Module, blob: bytes) -> None:
     if misfits:
         raise WeightsRefusedError(
             f"{len(misfits)} tensors do not fit the encoder: {'; '.join(misfits[:3])}; "
-            "trainer and miner need the same encoder_args, and weights in the encoder's own type"
+            "trainer and miner need the same encoder_args, and weights in the encoder's own type",
+            kind="shapes",
         )
     module.load_state_dict(tensors)
 
@@ -82,10 +84,12 @@ def _parse(blob: bytes) -> dict[str, torch.Tensor]:
         if blob.startswith(PICKLE_STARTS):
             raise WeightsRefusedError(
                 "the weights are a pickle (torch.save), which may run code when it is read; save "
-                "them with safetensors.torch.save_file(model.state_dict(), path)"
+                "them with safetensors.torch.save_file(model.state_dict(), path)",
+                kind="format",
             ) from exc
         raise WeightsRefusedError(
-            f"the weights ({len(blob)} bytes) are not a safetensors file: {exc}"
+            f"the weights ({len(blob)} bytes) are not a safetensors file: {exc}",
+            kind="format",
         ) from exc
 
 

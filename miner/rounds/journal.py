@@ -17,7 +17,7 @@ from typing import Any
 
 from miner.errors import RoundLogError
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "is_record"]
 
 _DIGEST_DIGITS = 16
 
@@ -98,6 +98,12 @@ class Journal:
             )
         record: dict[str, Any] = json.loads(text)
         return record
+
+
+def is_record(line: bytes) -> bool:
+    """Whether a line, without its newline, is a whole record."""
+    digest, _, text = line.partition(b" ")
+    return digest == _digest(text)
 
 
 def _digest(text: bytes) -> bytes:

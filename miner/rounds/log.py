@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from miner.errors import DamagedRoundError, RoundExpiredError, RoundLogError
+from miner.rounds.checked import decode_object, encode_object
 from miner.rounds.chunks import decode_chunk
 from miner.rounds.durable import locked, replace_file
 from miner.rounds.manifest import ChunkEntry, RoundManifest, decode_manifest
@@ -28,6 +29,7 @@ from miner.types import Groups
 __all__ = ["MANIFEST_FILE", "RoundLog", "id_ranges"]
 
 MANIFEST_FILE = "MANIFEST.json"
+LOG_KEYS = ("schema_version", "log_id")
 _SEALED_NAME = re.compile(r"\d{8,}")
 _ROUNDS_IN_MEMORY = 3
 _MANIFESTS_IN_MEMORY = 64
@@ -58,7 +60,7 @@ class RoundLog:
                 raise RoundLogError(f"there is no round log in {root}: {path} is missing")
             self._create(path)
         try:
-            self.log_id: str = json.loads(path.read_bytes())["log_id"]
+            self.log_id: str = decode_object(path.read_bytes(), LOG_KEYS)["log_id"]
         except (OSError, ValueError, KeyError) as exc:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
         self._manifest = lru_cache(_MANIFESTS_IN_MEMORY)(self._load_manifest)
@@ -69,8 +71,8 @@ class RoundLog:
             self.rounds_dir.mkdir(parents=True, exist_ok=True)
             with locked(self.root / "LOCK"):
                 if not path.exists():
-                    text = json.dumps({"schema_version": 1, "log_id": uuid.uuid4().hex})
-                    replace_file(path, text.encode())
+                    text = encode_object({"schema_version": 1, "log_id": uuid.uuid4().hex})
+                    replace_file(path, text)
         except OSError as exc:
             raise RoundLogError(f"a round log cannot be made in {self.root}: {exc}") from exc
 
@@ -94,10 +96,16 @@ class RoundLog:
         """Rounds that retention has removed, as inclusive ranges, ascending."""
         path = self.root / "EXPIRED.json"
         try:
-            return [(first, last) for first, last in json.loads(path.read_bytes())]
+            content = path.read_bytes()
+            # Earlier versions wrote the ranges alone.
+            is_plain = content.startswith(b"[")
+            ranges = (
+                json.loads(content) if is_plain else decode_object(content, ("ranges",))["ranges"]
+            )
+            return [(int(first), int(last)) for first, last in ranges]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError) as exc:
+        except (OSError, ValueError, TypeError, OverflowError) as exc:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
 
     def manifest(self, round_id: int) -> RoundManifest:
@@ -122,8 +130,10 @@ class RoundLog:
         self._require(round_id)
         return self._groups(round_id)
 
-    def verify(self) -> list[str]:
+    def verify(self, *, hash_chunks: bool = True) -> list[str]:
         """Check every file and the chain of manifests; one line per problem, none if all is well.
+
+        Without ``hash_chunks`` chunks are only there and of the right size.
 
         Cost: O(bytes of the log).
         """
@@ -150,14 +160,17 @@ class RoundLog:
                     f"{manifest.previous_sha256 or 'no round'}, but the round before is "
                     f"{previous.sha256 if previous else 'missing'}"
                 )
-            problems += self._chunk_problems(manifest)
+            problems += self._chunk_problems(manifest, hash_chunks)
             previous = manifest
         return problems
 
-    def _chunk_problems(self, manifest: RoundManifest) -> Iterator[str]:
+    def _chunk_problems(self, manifest: RoundManifest, hash_chunks: bool) -> Iterator[str]:
         for entry in manifest.chunks:
             try:
-                self._load_chunk(manifest.round_id, entry)
+                if hash_chunks:
+                    self._load_chunk(manifest.round_id, entry)
+                else:
+                    self._require_size(manifest.round_id, entry)
             except DamagedRoundError as exc:
                 yield str(exc)
 
@@ -204,6 +217,13 @@ class RoundLog:
         for field in fields(groups):
             getattr(groups, field.name).setflags(write=False)
         return groups
+
+    def _require_size(self, round_id: int, entry: ChunkEntry) -> None:
+        path = self.folder(round_id) / entry.file
+        num_bytes = path.stat().st_size if path.is_file() else 0
+        if num_bytes != entry.num_bytes:
+            reason = f"it has {num_bytes} bytes, the manifest says {entry.num_bytes}"
+            raise _damaged(path, round_id, reason)
 
     def _load_chunk(self, round_id: int, entry: ChunkEntry) -> Groups:
         path = self.folder(round_id) / entry.file

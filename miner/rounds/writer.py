@@ -10,7 +10,6 @@ checks the number under the same lock, so an older writer can never add a round 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from miner.core.parallel import cut, map_blocks
 from miner.errors import RoundLogError, StaleWriterError
+from miner.rounds.checked import decode_number, encode_number, encode_object
 from miner.rounds.chunks import encode_chunk
 from miner.rounds.config import RoundsConfig
 from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
@@ -54,7 +54,7 @@ class RoundWriter:
         """
         with _log_lock(log):
             generation = _newest_generation(log) + 1
-            replace_file(log.root / "GENERATION", str(generation).encode())
+            replace_file(log.root / "GENERATION", encode_number(generation))
             for leftover in log.rounds_dir.iterdir():
                 if leftover.suffix in (".building", ".expired"):
                     shutil.rmtree(leftover, ignore_errors=True)
@@ -93,7 +93,8 @@ class RoundWriter:
             raise RoundLogError(f"round {round_id} cannot be sealed: {exc}") from exc
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        _log.info("round %d sealed: %d groups", round_id, groups.num_groups)
+        extra = {"round": round_id, "num_groups": groups.num_groups}
+        _log.info("round %d sealed: %d groups", round_id, groups.num_groups, extra=extra)
         return self.log.manifest(round_id)
 
     def retain(self, keep: int, needed: set[int]) -> list[int]:
@@ -113,15 +114,15 @@ class RoundWriter:
             if not surplus:
                 return []
             known = {i for a, b in self.log.expired_ranges() for i in range(a, b + 1)}
-            text = json.dumps(id_ranges(known | set(surplus)))
-            replace_file(self.log.root / "EXPIRED.json", text.encode())
+            text = encode_object({"ranges": id_ranges(known | set(surplus))})
+            replace_file(self.log.root / "EXPIRED.json", text)
             for round_id in surplus:
                 folder = self.log.folder(round_id)
                 os.rename(folder, folder.with_suffix(".expired"))
             sync_folder(self.log.rounds_dir)
         for round_id in surplus:
             shutil.rmtree(self.log.folder(round_id).with_suffix(".expired"), ignore_errors=True)
-        _log.info("rounds %s expired", surplus)
+        _log.info("rounds %s expired", surplus, extra={"rounds": surplus})
         return surplus
 
     def _write_chunks(self, building: Path, groups: Groups) -> Iterator[ChunkEntry]:
@@ -180,7 +181,7 @@ def _log_lock(log: RoundLog) -> Iterator[None]:
 def _newest_generation(log: RoundLog) -> int:
     path = log.root / "GENERATION"
     try:
-        return int(path.read_bytes())
+        return decode_number(path.read_bytes())
     except FileNotFoundError:
         return 0
     except (OSError, ValueError) as exc:

@@ -12,7 +12,7 @@ Shape legend: G = groups of a round, B = steps.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from miner.errors import RequestError, RunConflictError
 from miner.types import Groups
 
 __all__ = [
+    "RUN_KEYS",
     "PlannedSteps",
     "RoundInfo",
     "RunParameters",
@@ -73,6 +74,9 @@ class RunParameters:
             raise RequestError(f"seed: {self.seed} is not in [0, 2**64)")
         if self.max_staleness_steps < 0:
             raise RequestError(f"max_staleness_steps: {self.max_staleness_steps} is below 0")
+
+
+RUN_KEYS = tuple(field.name for field in fields(RunParameters))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ absent --open--> open --plan--> planned further and further; never changed, neve
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -33,9 +32,11 @@ from miner.errors import (
     UnknownRunError,
 )
 from miner.rounds import RoundLog
+from miner.rounds.checked import decode_number, decode_object, encode_number, encode_object
 from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
 from miner.rounds.journal import Journal
 from miner.serving.plan import (
+    RUN_KEYS,
     PlannedSteps,
     RoundInfo,
     RunParameters,
@@ -70,7 +71,7 @@ class Run:
         self._stride = lru_cache(_STRIDES_IN_MEMORY)(self._load_stride)
         path = folder / "RUN.json"
         try:
-            self.parameters = RunParameters(**json.loads(path.read_bytes()))
+            self.parameters = RunParameters(**decode_object(path.read_bytes(), RUN_KEYS))
         except (OSError, ValueError, TypeError) as exc:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
         with self._exclusive():
@@ -86,7 +87,7 @@ class Run:
         """Steps [0, committed_step) are in a durable checkpoint of the trainer."""
         path = self._folder / "COMMITTED"
         try:
-            return int(path.read_bytes())
+            return decode_number(path.read_bytes())
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as exc:
@@ -148,7 +149,7 @@ class Run:
                 )
             committed = self.committed_step
             if step > committed:
-                replace_file(self._folder / "COMMITTED", str(step).encode())
+                replace_file(self._folder / "COMMITTED", encode_number(step))
             return max(step, committed)
 
     def needed_rounds(self) -> set[int]:
@@ -285,7 +286,8 @@ class RunStore:
                 runs.append(self.get(run_id))
             except CoalfaceError as exc:
                 if run_id not in self._damaged:
-                    logger.error("run %s cannot be read and is left out: %s", run_id, exc)
+                    text = "run %s cannot be read and is left out: %s"
+                    logger.error(text, run_id, exc, extra={"run": run_id})
                 self._damaged.add(run_id)
         return runs
 
@@ -304,7 +306,7 @@ class RunStore:
 
     def _create(self, folder: Path, params: RunParameters) -> None:
         building = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
-        write_file(building / "RUN.json", json.dumps(asdict(params)).encode())
+        write_file(building / "RUN.json", encode_object(asdict(params)))
         write_file(building / "plan.jsonl", b"")
         publish_folder(building, folder)
 

@@ -22,6 +22,8 @@ from miner.serving.config import ServingConfig
 from miner.serving.difficulty import DifficultyBook
 from miner.serving.gate import Gate
 from miner.serving.introspection import add_introspection, introspection_options
+from miner.serving.metrics.registry import registry_of
+from miner.serving.metrics.rpcs import RpcMetering
 from miner.serving.ports import bind, join_address
 from miner.serving.runs import RunStore
 from miner.serving.service import MiningService, Parts
@@ -57,9 +59,12 @@ class MiningServer:
         self._health = _health.aio.HealthServicer()
         limit = ("grpc.max_receive_message_length", config.max_request_bytes)
         options = [*SERVER_OPTIONS, limit, *introspection_options(config)]
-        self._server = grpc.aio.server(interceptors=[Gate(Access(config))], options=options)
+        # Metering comes first, so that it sees what the gate refuses.
+        interceptors = [RpcMetering(SERVICE_NAME, parts.meters), Gate(Access(config))]
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
         _mining.add_MiningServiceServicer_to_server(self._service, self._server)
         _health_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.registry = registry_of(parts)
         self._host = config.host
         add_introspection(self._server, config)
         self.port = bind(self._server, config.host, config.port, config.tls)

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +23,7 @@ from miner.serving.assemble import BatchAssembler
 from miner.serving.backend import Backend
 from miner.serving.config import ServingConfig
 from miner.serving.difficulty import DifficultyBook
+from miner.serving.metrics.meters import ServingMeters
 from miner.serving.plan import RunParameters
 from miner.serving.queries import Queries, query_negatives
 from miner.serving.requests import (
@@ -65,6 +66,7 @@ class Parts:
     row_store: RowStore
     difficulties: DifficultyBook
     backend: Backend
+    meters: ServingMeters = field(default_factory=ServingMeters)
 
 
 class MiningService:
@@ -78,7 +80,7 @@ class MiningService:
     def __init__(self, parts: Parts, pool: Executor) -> None:
         self._parts = parts
         self._pool = pool
-        self._source = StreamSource(BatchAssembler(parts.log, parts.row_store), pool)
+        self._source = StreamSource(BatchAssembler(parts.log, parts.row_store), pool, parts.meters)
         self._searcher = ThreadPoolExecutor(1, thread_name_prefix="queries")
         self._num_queries = 0
         self._streams: dict[TripletStream, str] = {}
@@ -157,9 +159,10 @@ class MiningService:
         async with refusals(context):
             self._refuse_when_draining()
             check_announcement(request)
-            superseded = await self._parts.backend.announce(
-                request.step, request.uri, request.sha256
-            )
+            with self._parts.meters.refused_weights():
+                superseded = await self._parts.backend.announce(
+                    request.step, request.uri, request.sha256
+                )
             return mining_pb2.AnnounceWeightsResponse(superseded=superseded)
 
     async def UploadWeights(
@@ -176,7 +179,8 @@ class MiningService:
             backend = self._parts.backend
             folder = backend.uploads_folder
             async with received(context.read, header, first.content, folder, self._pool) as path:
-                superseded = await backend.announce(header.step, str(path), header.sha256)
+                with self._parts.meters.refused_weights():
+                    superseded = await backend.announce(header.step, str(path), header.sha256)
             return mining_pb2.AnnounceWeightsResponse(superseded=superseded)
 
     async def QueryNegatives(
@@ -303,7 +307,8 @@ class MiningService:
     def _open_run(self, parameters: RunParameters) -> mining_pb2.OpenRunResponse:
         run, created = self._parts.runs.open(parameters)
         if created:
-            logger.info("run %s opened: %s", parameters.run_id, parameters)
+            extra = {"run": parameters.run_id}
+            logger.info("run %s opened: %s", parameters.run_id, parameters, extra=extra)
         return mining_pb2.OpenRunResponse(
             dataset_fingerprint=self._parts.row_store.fingerprint,
             planned_steps=run.planned_steps,

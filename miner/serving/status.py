@@ -92,6 +92,7 @@ def _summary(manifest: RoundManifest) -> mining_pb2.RoundSummary:
         num_groups=manifest.num_groups,
         num_rows=manifest.num_rows,
         num_triplets=manifest.num_triplets,
+        created_unix_s=manifest.created_unix_s,
     )
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from miner.serving.assemble import BatchAssembler
+from miner.serving.metrics.meters import ServingMeters
 from miner.serving.outbox import Outbox, Wait
 from miner.serving.plan import Waiting
 from miner.serving.runs import Run
@@ -27,6 +28,7 @@ class StreamSource:
 
     assembler: BatchAssembler
     pool: Executor
+    meters: ServingMeters
 
 
 class TripletStream:
@@ -96,7 +98,8 @@ class TripletStream:
             if not isinstance(made, Waiting):
                 return made
             self._wait = Wait(step, made.reason)
-            await asyncio.sleep(POLL_S)
+            with self._source.meters.waiting("round"):
+                await asyncio.sleep(POLL_S)
 
     def _make(self, step: int, most: int) -> list[bytes] | Waiting:
         """Plan (durably) and assemble some steps. Blocks; runs in the pool."""
@@ -104,6 +107,8 @@ class TripletStream:
         if isinstance(steps, Waiting):
             return steps
         request = self._request
-        return self._source.assembler.batches(
+        batches = self._source.assembler.batches(
             steps, request.rank, request.world_size, request.with_payload
         )
+        self._source.meters.made_steps(steps.staleness_B, steps.over_stale_B)
+        return batches

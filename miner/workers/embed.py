@@ -111,7 +111,9 @@ class EmbedPool:
         with self._embedding:
             missing = self._snapshots.missing_chunks(key)
             reused = key.num_chunks - len(missing)
-            log.info("snapshot %s: %d chunks to embed, %d there", key.digest, len(missing), reused)
+            extra = {"snapshot": key.digest, "num_missing": len(missing), "num_there": reused}
+            counts = (key.digest, len(missing), reused)
+            log.info("snapshot %s: %d chunks to embed, %d there", *counts, extra=extra)
             job = _Job(self._settings, self._crew, key, weights_uri, missing)
             rows_done = key.num_rows - sum(_num_rows(key, chunk) for chunk in missing)
             for chunk in job.run():

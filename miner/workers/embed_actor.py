@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miner.embedding.config import EncoderConfig
+from miner.logs import LogFormat, chosen_format, set_up_worker_logs
 from miner.workers.config import WorkersConfig
 from miner.workers.remote import lower_priority
 from miner.workers.snapshot import SnapshotKey
@@ -25,6 +26,7 @@ class EmbedSettings:
     encoder: EncoderConfig
     store_path: Path
     snapshot_root: Path
+    log_format: LogFormat = field(default_factory=chosen_format)
 
 
 class EmbedActor:
@@ -32,6 +34,7 @@ class EmbedActor:
 
     def __init__(self, settings: EmbedSettings) -> None:
         lower_priority(settings.workers.nice)
+        set_up_worker_logs(settings.log_format, "embed")
         self._settings = settings
         self._built: ChunkEmbedder | None = None
 

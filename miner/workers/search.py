@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from miner.errors import SearchError
 from miner.index.config import IndexConfig
+from miner.logs import LogFormat, chosen_format, set_up_worker_logs
 from miner.types import Candidates, IdentityTable
 from miner.workers.config import WorkersConfig
 from miner.workers.exact_search import torch_search
@@ -86,8 +87,9 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
 
 
 class _SearchActor:
-    def __init__(self, nice: int) -> None:
+    def __init__(self, nice: int, log_format: LogFormat) -> None:
         lower_priority(nice)
+        set_up_worker_logs(log_format, "search")
 
     def start(self) -> None:
         """Answers once Ray has placed the actor."""
@@ -107,7 +109,7 @@ def search_snapshot(
     """
     resources = Resources(workers.search_cpus, workers.search_gpus)
     for _ in range(MAX_ATTEMPTS):
-        actor = resources.start(_SearchActor, workers.nice)
+        actor = resources.start(_SearchActor, workers.nice, chosen_format())
         try:
             ready, _ = ray.wait([actor.start.remote()], timeout=workers.placement_timeout_s)
             if not ready:

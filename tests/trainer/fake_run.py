@@ -26,7 +26,7 @@ from trainer.config import TrainerConfig
 from trainer.config_file import load_config
 from trainer.distributed import World, open_world
 from trainer.errors import WeightsRefusedError
-from trainer.feed import TripletBatch
+from trainer.feed import FeedFigures, TripletBatch
 from trainer.loop import train
 
 NUM_GROUPS, NUM_IDENTITIES, SAMPLES = 5, 12, 4
@@ -97,6 +97,9 @@ class FakeFeed:
         self.before_step(self.step)
         self.step += 1
         return batch_of(self.step - 1, self.rank, self.world_size)
+
+    def figures(self) -> FeedFigures:
+        return FeedFigures(num_reconnects=2, num_buffered=3)
 
     def close(self) -> None:
         pass

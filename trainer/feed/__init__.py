@@ -14,11 +14,13 @@ from trainer.feed.access import TlsFiles
 from trainer.feed.batch import TripletBatch
 from trainer.feed.client import MinerClient, RunParameters
 from trainer.feed.feed import TripletFeed
+from trainer.feed.figures import FeedFigures
 
 if TYPE_CHECKING:
     from trainer.feed.dataset import TripletDataset
 
 __all__ = [
+    "FeedFigures",
     "MinerClient",
     "RunParameters",
     "TlsFiles",

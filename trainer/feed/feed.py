@@ -22,6 +22,7 @@ from trainer.errors import ConfigError, MinerUnreachableError, ProtocolError
 from trainer.feed.access import TlsFiles
 from trainer.feed.batch import TripletBatch
 from trainer.feed.client import ExhaustedPolicy, MinerClient, RunParameters, StalePolicy
+from trainer.feed.figures import FeedFigures, FeedTally
 from trainer.feed.prefetch import Prefetcher, Subscription
 
 __all__ = ["TripletFeed"]
@@ -94,6 +95,7 @@ class TripletFeed:
     tls: TlsFiles | None = None
     token_file: Path | None = None
     stalled_s: float = field(default=0.0, init=False)
+    _tally: FeedTally = field(default_factory=FeedTally, init=False, repr=False)
     _position: int = field(init=False, repr=False)
     _prefetcher: Prefetcher | None = field(default=None, init=False, repr=False)
     _finalizer: weakref.finalize[..., TripletFeed] | None = field(
@@ -127,6 +129,15 @@ class TripletFeed:
         """Whether a thread and a connection are held."""
         return self._prefetcher is not None
 
+    def figures(self) -> FeedFigures:
+        """What this feed has given so far, and how its connection does; from any thread."""
+        reader = self._prefetcher
+        return self._tally.figures(
+            stalled_s=self.stalled_s,
+            num_reconnects=reader.num_reconnects if reader else 0,
+            num_buffered=reader.num_buffered if reader else 0,
+        )
+
     def open(self) -> TripletFeed:
         """Open the run on the miner and begin to read ahead; does nothing on an open feed.
 
@@ -146,6 +157,7 @@ class TripletFeed:
                 "run %s: the miner at %s has planned %d steps of it, yet step %d is asked for; "
                 "if this trainer resumes, that miner does not have the log it was trained from",
                 *(self.run_id, self.address, opened.planned_steps, self._position),
+                extra={"run": self.run_id, "step": self._position},
             )
         self._prefetcher = Prefetcher(self._subscription())
         self._finalizer = weakref.finalize(self, self._prefetcher.close)
@@ -169,7 +181,9 @@ class TripletFeed:
             try:
                 return client.commit(self.run_id, step)
             except MinerUnreachableError as exc:
-                logger.warning("run %s: step %d not committed: %s", self.run_id, step, exc)
+                extra = {"run": self.run_id, "step": step}
+                text = "run %s: step %d not committed: %s"
+                logger.warning(text, self.run_id, step, exc, extra=extra)
                 return None
 
     def report_difficulty(self, identity_ids_I: I32, losses_I: F32) -> int | None:
@@ -202,6 +216,8 @@ class TripletFeed:
         """Give up thread and connection; safe to repeat. Batches read ahead are read again."""
         if self._finalizer is not None:
             self._finalizer()
+        if self._prefetcher is not None:
+            self._tally.num_reconnects += self._prefetcher.num_reconnects
         self._prefetcher = self._finalizer = None
 
     def __enter__(self) -> TripletFeed:
@@ -239,6 +255,7 @@ class TripletFeed:
             self.close()
             raise
         self._position = batch.step + 1
+        self._tally.add(batch)
         return batch
 
     def _require_fresh(self, batch: TripletBatch) -> None:

@@ -69,6 +69,9 @@ class Prefetcher:
     room for. That bounds the memory on both sides, and how far a plan runs ahead of training.
     A window that ends early, for whatever reason, is followed by one that begins at the next
     missing step.
+
+    Attributes:
+        num_reconnects: How often the connection was given up for a new one.
     """
 
     def __init__(self, subscription: Subscription) -> None:
@@ -79,6 +82,7 @@ class Prefetcher:
         self._closed = threading.Event()
         self._failure: BaseException | None = None
         self._done = False
+        self.num_reconnects = 0
         self._call: StreamCall | None = None
         self._parts = PartedBatch()
         self._thread = threading.Thread(target=self._run, name="coalface-feed", daemon=True)
@@ -99,6 +103,11 @@ class Prefetcher:
             if self._failure is not None:
                 raise self._failure
             return None
+
+    @property
+    def num_buffered(self) -> int:
+        """Batches at hand."""
+        return len(self._buffer)
 
     def close(self) -> None:
         """Stop reading and wait for the thread to end; safe to repeat."""
@@ -169,9 +178,12 @@ class Prefetcher:
                 return  # it lives and has nothing yet: ask again over the same connection
         finally:
             self._call = None
-        logger.info("run %s: step %d again: %s", self._wanted.run_id, self._next_step, error)
+        run_id, step = self._wanted.run_id, self._next_step
+        extra = {"run": run_id, "step": step}
+        logger.info("run %s: step %d again: %s", run_id, step, error, extra=extra)
         patience.pause(error, hint_s)
         client.reconnect()
+        self.num_reconnects += 1
 
     def _start(self, client: MinerClient, num_steps: int, left_s: float) -> StreamCall:
         """Ask for the next window. Its deadline is what notices a miner that hangs."""
@@ -193,7 +205,9 @@ class Prefetcher:
     def _accept(self, response: mining_pb2.StreamTripletsResponse) -> None:
         if response.HasField("heartbeat"):
             beat = response.heartbeat
-            logger.info("run %s waits for step %d: %s", self._wanted.run_id, *_said(beat))
+            run_id, step = self._wanted.run_id, beat.next_step
+            extra = {"run": run_id, "step": step}
+            logger.info("run %s waits for step %d: %s", run_id, step, beat.reason, extra=extra)
         whole = [*response.batches]
         if response.HasField("part"):
             whole += self._parts.add(response.part)
@@ -208,7 +222,3 @@ class Prefetcher:
                 self._buffer.append(batch)
                 self._next_step += 1
                 self._changed.notify_all()
-
-
-def _said(beat: mining_pb2.Heartbeat) -> tuple[int, str]:
-    return beat.next_step, beat.reason

@@ -365,20 +365,22 @@ class GetStatusResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., dataset_fingerprint: _Optional[str] = ..., num_rows: _Optional[int] = ..., num_identities: _Optional[int] = ..., rounds: _Optional[_Iterable[_Union[RoundSummary, _Mapping]]] = ..., refresh: _Optional[_Union[RefreshStatus, _Mapping]] = ..., runs: _Optional[_Iterable[_Union[RunSummary, _Mapping]]] = ..., payload_columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RoundSummary(_message.Message):
-    __slots__ = ("round_id", "model_step", "strategy", "num_groups", "num_rows", "num_triplets")
+    __slots__ = ("round_id", "model_step", "strategy", "num_groups", "num_rows", "num_triplets", "created_unix_s")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_STEP_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     NUM_GROUPS_FIELD_NUMBER: _ClassVar[int]
     NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
     NUM_TRIPLETS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     round_id: int
     model_step: int
     strategy: str
     num_groups: int
     num_rows: int
     num_triplets: int
-    def __init__(self, round_id: _Optional[int] = ..., model_step: _Optional[int] = ..., strategy: _Optional[str] = ..., num_groups: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_triplets: _Optional[int] = ...) -> None: ...
+    created_unix_s: float
+    def __init__(self, round_id: _Optional[int] = ..., model_step: _Optional[int] = ..., strategy: _Optional[str] = ..., num_groups: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_triplets: _Optional[int] = ..., created_unix_s: _Optional[float] = ...) -> None: ...
 
 class RefreshStatus(_message.Message):
     __slots__ = ("phase", "model_step", "done", "total", "unit", "num_sealed", "num_failed", "last_error", "busy_s")

@@ -141,7 +141,7 @@ def test_a_damaged_log_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "LOG.json").write_text("{")
     with pytest.raises(RoundLogError, match=r"LOG\.json cannot be read"):
         RoundLog(tmp_path)
-    (tmp_path / "LOG.json").write_text(json.dumps({"log_id": "a"}))
+    (tmp_path / "LOG.json").write_text(json.dumps({"schema_version": 1, "log_id": "a"}))
     (tmp_path / "EXPIRED.json").write_text("[1]")
     with pytest.raises(RoundLogError, match=r"EXPIRED\.json cannot be read"):
         RoundLog(tmp_path).verify()

@@ -116,7 +116,7 @@ class ToyBackend:
 
     async def announce(self, step: int, uri: str, sha256: str) -> bool:
         if "bad" in uri:
-            raise WeightsRefusedError(f"{uri}: the digest does not match")
+            raise WeightsRefusedError(f"{uri}: the digest does not match", kind="digest")
         if Path(uri).parent == self.uploads_folder:
             self.uploaded.append(Path(uri).read_bytes())
         superseded = any(newer > step for newer, _, _ in self.announced)

@@ -1,0 +1,167 @@
+"""What an operator asks a service, as plain values; the wire format ends here.
+
+It knows neither files nor terminals. A single attempt each: who looks at a service wants to know
+that it is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from miner.errors import (
+    CoalfaceError,
+    ForbiddenError,
+    NotReadyError,
+    UnauthenticatedError,
+)
+from miner.serving.backend import RefreshState
+from miner.serving.status import PHASES
+from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
+
+__all__ = ["RoundLine", "RunLine", "ServiceStatus", "StatusClient"]
+
+DEADLINE_S = 5.0
+OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.keepalive_time_ms", 30_000),  # a watch notices a machine that is gone
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+KINDS: dict[grpc.StatusCode, type[CoalfaceError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: ForbiddenError,
+    grpc.StatusCode.UNAVAILABLE: NotReadyError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: NotReadyError,
+}
+
+Line = TypeVar("Line")
+_make_stub: Callable[[grpc.Channel], Any] = mining_pb2_grpc.MiningServiceStub
+
+
+@dataclass(frozen=True, slots=True)
+class RoundLine:
+    """A sealed round; fields as in ``RoundSummary`` of the wire."""
+
+    round_id: int
+    model_step: int
+    strategy: str
+    num_groups: int
+    num_rows: int
+    num_triplets: int
+    created_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """A run; fields as in ``RunSummary`` of the wire."""
+
+    run_id: str
+    planned_steps: int
+    committed_step: int
+    batch_rows: int
+
+    @property
+    def lag_steps(self) -> int:
+        """Steps that are planned and in no checkpoint yet."""
+        return self.planned_steps - self.committed_step
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """What a service tells of itself.
+
+    Attributes:
+        version: Of the miner.
+        dataset_fingerprint: Of the dataset it serves.
+        num_rows, num_identities: Of its catalog.
+        rounds: Sealed rounds that are kept, oldest first.
+        refresh: How mining stands.
+        runs: Runs opened on its log.
+    """
+
+    version: str
+    dataset_fingerprint: str
+    num_rows: int
+    num_identities: int
+    rounds: tuple[RoundLine, ...]
+    refresh: RefreshState
+    runs: tuple[RunLine, ...]
+
+
+class StatusClient:
+    """A connection to one service; a context manager.
+
+    Every method raises NotReadyError where no service answers, and UnauthenticatedError or
+    ForbiddenError where it wants other credentials.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._stub = _make_stub(self._channel)
+
+    def status(self) -> ServiceStatus:
+        """What is served, what is being mined, and which runs are open."""
+        with self._translated():
+            request = mining_pb2.GetStatusRequest()
+            return _status_of(self._stub.GetStatus(request, timeout=DEADLINE_S))
+
+    def watch(self, min_interval_s: float) -> Iterator[ServiceStatus]:
+        """The status now and whenever it has changed; ends when the service drains."""
+        with self._translated():
+            request = mining_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
+            for answer in self._stub.WatchStatus(request):
+                yield _status_of(answer)
+
+    def drain(self) -> int:
+        """Have the service stopped as by SIGTERM; how many streams are being ended."""
+        with self._translated():
+            request = mining_pb2.DrainRequest()
+            return int(self._stub.Drain(request, timeout=DEADLINE_S).num_streams)
+
+    def close(self) -> None:
+        """Give up the connection; a watch under way ends with an error."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as exc:
+            code, text = exc.code(), str(exc.details())
+            kind = KINDS.get(code, CoalfaceError)
+            if kind is NotReadyError:
+                # What gRPC says of a connection is a chain of causes; the last one is the reason.
+                text = f"{text.rpartition(': ')[2]}; is `coalface-miner serve` running there?"
+            raise kind(f"no answer from {self.address} ({code.name}): {text}") from exc
+
+
+def _status_of(answer: mining_pb2.GetStatusResponse) -> ServiceStatus:
+    names = {number: name for name, number in PHASES.items()}
+    refresh = {field.name: getattr(answer.refresh, field.name) for field in fields(RefreshState)}
+    refresh["phase"] = names.get(answer.refresh.phase, "idle")
+    return ServiceStatus(
+        version=answer.version,
+        dataset_fingerprint=answer.dataset_fingerprint,
+        num_rows=answer.num_rows,
+        num_identities=answer.num_identities,
+        rounds=tuple(_line(RoundLine, summary) for summary in answer.rounds),
+        refresh=RefreshState(**refresh),
+        runs=tuple(_line(RunLine, summary) for summary in answer.runs),
+    )
+
+
+def _line(kind: type[Line], summary: Any) -> Line:
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: getattr(summary, name) for name in names})
