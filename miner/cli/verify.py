@@ -32,6 +32,7 @@ def verify(
         num_problems += len(part.problems)
         for problem in part.problems:
             typer.echo(" ".join(problem.split()))
-    found = "all is well" if not num_problems else f"{num_problems:,} problems"
+    plural = "" if num_problems == 1 else "s"
+    found = f"{num_problems:,} problem{plural}" if num_problems else "all is well"
     typer.echo(f"{state_dir}: {', '.join(checked)}: {found}", err=num_problems > 0)
     raise typer.Exit(int(num_problems > 0))

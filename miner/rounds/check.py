@@ -52,7 +52,7 @@ def _generation_problems(path: Path, log: RoundLog, sealed: set[int]) -> Iterato
         generation = decode_number(path.read_bytes())
         newest = max((log.manifest(i).generation for i in sorted(sealed)[-1:]), default=0)
     except (OSError, ValueError) as exc:
-        yield f"{path} cannot be read: {exc}"
+        yield f"{path} cannot be read: {exc}; restore it from a copy"
     except CoalfaceError:  # the manifest's own problem
         return
     else:

@@ -36,7 +36,7 @@ def check_run(folder: Path, log: RoundLog) -> Iterator[str]:
     try:
         parameters = RunParameters(**decode_object(path.read_bytes(), RUN_KEYS))
     except (OSError, ValueError, TypeError, RequestError) as exc:
-        yield f"{path} cannot be read: {exc}"
+        yield f"{path} cannot be read: {exc}; restore it from a copy"
     else:
         if parameters.run_id != folder.name:
             yield f"{path} is of another run, {parameters.run_id!r}"
@@ -71,7 +71,7 @@ def _committed_problems(path: Path, planned_steps: int) -> Iterator[str]:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as exc:
-        yield f"{path} cannot be read: {exc}"
+        yield f"{path} cannot be read: {exc}; remove it, the next commit writes it again"
         return
     if committed > planned_steps:
         yield f"{path} says step {committed}, but only {planned_steps} steps are planned"
