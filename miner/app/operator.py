@@ -9,9 +9,9 @@ from pathlib import Path
 
 from miner.app.endpoint import read_address
 from miner.errors import CoalfaceError, ConfigError
-from miner.serving.status_client import ServiceStatus, StatusClient
+from miner.serving.status_client import Credentials, ServiceStatus, StatusClient
 
-__all__ = ["ServiceStatus", "address_of", "drain", "status", "watch"]
+__all__ = ["Credentials", "ServiceStatus", "address_of", "drain", "status", "watch"]
 
 WATCH_INTERVAL_S = 0.5
 
@@ -30,23 +30,28 @@ def address_of(address: str | None, state_dir: Path | None) -> str:
     raise ConfigError("say which service: either --address host:port or --state-dir DIR")
 
 
-def status(address: str) -> ServiceStatus:
+def status(address: str, credentials: Credentials | None = None) -> ServiceStatus:
     """As `StatusClient.status`."""
-    with StatusClient(address) as client:
+    with StatusClient(address, credentials) as client:
         return client.status()
 
 
-def drain(address: str) -> int:
+def drain(address: str, credentials: Credentials | None = None) -> int:
     """As `StatusClient.drain`."""
-    with StatusClient(address) as client:
+    with StatusClient(address, credentials) as client:
         return client.drain()
 
 
-def watch(address: str, at_least_every_s: float | None = None) -> Iterator[ServiceStatus]:
+def watch(
+    address: str,
+    credentials: Credentials | None = None,
+    at_least_every_s: float | None = None,
+) -> Iterator[ServiceStatus]:
     """The status now and whenever it has changed, until the service drains.
 
     Args:
         address: ``host:port``.
+        credentials: Of the operator.
         at_least_every_s: Also give the newest again when so long nothing has changed, for who
             shows how old things are.
 
@@ -63,7 +68,7 @@ def watch(address: str, at_least_every_s: float | None = None) -> Iterator[Servi
         except CoalfaceError as exc:
             news.put(exc)
 
-    with StatusClient(address) as client:
+    with StatusClient(address, credentials) as client:
         threading.Thread(target=read, args=(client,), name="watch", daemon=True).start()
         newest: ServiceStatus | None = None
         while True:

@@ -15,7 +15,15 @@ from rich.live import Live
 if TYPE_CHECKING:
     from miner.app.operator import ServiceStatus
 
-__all__ = ["AddressOption", "StateDirOption", "status"]
+__all__ = [
+    "AddressOption",
+    "CaOption",
+    "CertificateOption",
+    "KeyOption",
+    "StateDirOption",
+    "TokenFileOption",
+    "status",
+]
 
 REDRAW_S = 1.0
 
@@ -23,11 +31,25 @@ AddressOption = Annotated[str | None, typer.Option("--address", help="host:port 
 StateDirOption = Annotated[
     Path | None, typer.Option("--state-dir", help="Its state folder, on this machine.")
 ]
+CaOption = Annotated[
+    Path | None, typer.Option("--tls-ca", help="CA of the service's certificate, PEM; needs TLS.")
+]
+CertificateOption = Annotated[
+    Path | None, typer.Option("--tls-certificate", help="A certificate of one's own, PEM.")
+]
+KeyOption = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")]
+TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", help="Holds a token; else COALFACE_TOKEN.")
+]
 
 
-def status(
+def status(  # noqa: PLR0913, PLR0917 - the options of a command
     address: AddressOption = None,
     state_dir: StateDirOption = None,
+    ca_file: CaOption = None,
+    certificate_file: CertificateOption = None,
+    key_file: KeyOption = None,
+    token_file: TokenFileOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on, until it stops.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document; with --watch one per line.")
@@ -40,14 +62,20 @@ def status(
     from miner.app import operator
 
     where = operator.address_of(address, state_dir)
+    credentials = operator.Credentials(
+        ca_file=ca_file,
+        certificate_file=certificate_file,
+        key_file=key_file,
+        token_file=token_file,
+    )
     if not watch:
-        _show([operator.status(where)], where, as_json)
+        _show([operator.status(where, credentials)], where, as_json)
         return
     try:
         if as_json or not Console().is_terminal:
-            _show(operator.watch(where), where, as_json, indent=None)
+            _show(operator.watch(where, credentials), where, as_json, indent=None)
         else:
-            _redraw(operator.watch(where, REDRAW_S), where)
+            _redraw(operator.watch(where, credentials, REDRAW_S), where)
     except KeyboardInterrupt:
         return
     Console(stderr=True).print(f"the service at {where} has stopped", highlight=False)

@@ -13,7 +13,7 @@ from miner.serving.certificates import read_certificates
 from miner.serving.config import ServingConfig
 from miner.serving.tokens import read_tokens
 
-__all__ = ["check_binding", "check_files"]
+__all__ = ["check_binding", "check_files", "is_loopback"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def check_binding(config: ServingConfig) -> None:
     Raises:
         ConfigError: It says what is missing, and what to do.
     """
-    is_local, tls = _is_loopback(config.host), config.tls
+    is_local, tls = is_loopback(config.host), config.tls
     knows_clients = config.tokens_file is not None or (tls is not None and tls.client_ca_file)
     if tls is None:
         missing = "" if is_local else "no TLS" if knows_clients else "neither TLS nor tokens"
@@ -57,7 +57,8 @@ def check_files(config: ServingConfig) -> None:
         read_tokens(config.tokens_file)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to a host stays on this machine; False where that is not plain."""
     if host == "localhost":
         return True
     try:

@@ -6,26 +6,31 @@ that it is not there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
 
 from miner.errors import (
     CoalfaceError,
+    ConfigError,
     ForbiddenError,
     NotReadyError,
     UnauthenticatedError,
 )
 from miner.serving.backend import RefreshState
+from miner.serving.binding import is_loopback
 from miner.serving.status import PHASES
 from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
 
-__all__ = ["RoundLine", "RunLine", "ServiceStatus", "StatusClient"]
+__all__ = ["Credentials", "RoundLine", "RunLine", "ServiceStatus", "StatusClient"]
 
 DEADLINE_S = 5.0
+TOKEN_VARIABLE = "COALFACE_TOKEN"  # noqa: S105 - the name of the place, not what it holds
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -93,6 +98,51 @@ class ServiceStatus:
     runs: tuple[RunLine, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """How an operator shows who they are, and whom they trust.
+
+    Attributes:
+        ca_file: PEM file of the CA of the service's certificate; None: unencrypted.
+        certificate_file: PEM file of a certificate of one's own, with its ``key_file``.
+        key_file: Its private key.
+        token_file: File that holds a token alone; None: ``COALFACE_TOKEN``, if that is set.
+    """
+
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    token_file: Path | None = None
+
+    def channel(self, address: str) -> grpc.Channel:
+        """A new connection.
+
+        Raises:
+            ConfigError: A file cannot be read.
+        """
+        if self.ca_file is None:
+            return grpc.insecure_channel(address, options=OPTIONS)
+        own = (_read(path) if path else None for path in (self.key_file, self.certificate_file))
+        credentials = grpc.ssl_channel_credentials(_read(self.ca_file), *own)
+        return grpc.secure_channel(address, credentials, options=OPTIONS)
+
+    def metadata(self, address: str) -> tuple[tuple[str, str], ...]:
+        """What goes with each request.
+
+        Raises:
+            ConfigError: The token cannot be read, or would leave this machine unencrypted.
+        """
+        if self.token_file is None:
+            token = os.environ.get(TOKEN_VARIABLE, "").strip()
+        else:
+            token = _read(self.token_file).decode("latin-1").strip()
+        if not token:
+            return ()
+        if self.ca_file is None and not is_loopback(address.rpartition(":")[0].strip("[]")):
+            raise ConfigError(f"a token is not sent to {address} unencrypted: give --tls-ca")
+        return (("authorization", f"Bearer {token}"),)
+
+
 class StatusClient:
     """A connection to one service; a context manager.
 
@@ -100,29 +150,31 @@ class StatusClient:
     ForbiddenError where it wants other credentials.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        credentials = credentials or Credentials()
+        self._metadata = credentials.metadata(address)
+        self._channel = credentials.channel(address)
         self._stub = _make_stub(self._channel)
 
     def status(self) -> ServiceStatus:
         """What is served, what is being mined, and which runs are open."""
         with self._translated():
             request = mining_pb2.GetStatusRequest()
-            return _status_of(self._stub.GetStatus(request, timeout=DEADLINE_S))
+            return _status_of(self._ask("GetStatus", request))
 
     def watch(self, min_interval_s: float) -> Iterator[ServiceStatus]:
         """The status now and whenever it has changed; ends when the service drains."""
         with self._translated():
             request = mining_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
-            for answer in self._stub.WatchStatus(request):
+            for answer in self._stub.WatchStatus(request, metadata=self._metadata):
                 yield _status_of(answer)
 
     def drain(self) -> int:
         """Have the service stopped as by SIGTERM; how many streams are being ended."""
         with self._translated():
             request = mining_pb2.DrainRequest()
-            return int(self._stub.Drain(request, timeout=DEADLINE_S).num_streams)
+            return int(self._ask("Drain", request).num_streams)
 
     def close(self) -> None:
         """Give up the connection; a watch under way ends with an error."""
@@ -133,6 +185,10 @@ class StatusClient:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _ask(self, method: str, request: Any) -> Any:
+        call = getattr(self._stub, method)
+        return call(request, timeout=DEADLINE_S, metadata=self._metadata)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -145,6 +201,13 @@ class StatusClient:
                 # What gRPC says of a connection is a chain of causes; the last one is the reason.
                 text = f"{text.rpartition(': ')[2]}; is `coalface-miner serve` running there?"
             raise kind(f"no answer from {self.address} ({code.name}): {text}") from exc
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
 
 
 def _status_of(answer: mining_pb2.GetStatusResponse) -> ServiceStatus:

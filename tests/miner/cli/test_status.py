@@ -20,6 +20,7 @@ from miner.app.operator import status as ask
 from miner.cli.status_page import status_page
 from miner.serving.backend import RefreshState
 from tests.integration.loop import wait_until
+from tests.miner.serving.credential_files import TOKENS, Authority, tls_settings, write_tokens
 from tests.trainer.feed.served_miner import ServerThread, free_port, make_folder, seal_round
 from trainer.feed import TripletFeed
 
@@ -172,3 +173,33 @@ def test_drain_asks_once_and_says_how_many_streams_end(service: ServerThread) ->
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{service.address} is draining, 0 streams are being ended\n"
     wait_until(lambda: service.backend.drains == 1, "drain")
+
+
+def test_behind_tls_and_tokens_it_takes_a_ca_and_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    settings = tls_settings(authority.server())
+    tokens_file = write_tokens(tmp_path / "tokens.yaml")
+    server = ServerThread(make_folder(tmp_path / "log"), tls=settings, tokens_file=tokens_file)
+    for role, token in TOKENS.items():
+        (tmp_path / role).write_text(token + "\n")
+    where = ["--address", server.address]
+    trusting = [*where, "--tls-ca", str(authority.file)]
+    try:
+        assert miner("status", *where).returncode == 1
+        refused = miner("status", *trusting)
+        assert (refused.returncode, "UNAUTHENTICATED" in refused.stderr) == (1, True)
+        seen = miner("status", *trusting, "--token-file", str(tmp_path / "read"), "--json")
+        assert seen.returncode == 0, seen.stderr
+        assert json.loads(seen.stdout)
+        too_low = miner("drain", *trusting, "--token-file", str(tmp_path / "read"))
+        assert (too_low.returncode, "admin" in too_low.stderr) == (1, True)
+        assert server.backend.drains == 0
+        monkeypatch.setenv("COALFACE_TOKEN", TOKENS["admin"])
+        assert miner("drain", *trusting).returncode == 0
+        assert server.backend.drains == 1
+        faraway = miner("status", "--address", "miner.example:50051")
+        assert (faraway.returncode, "unencrypted" in faraway.stderr) == (2, True)
+    finally:
+        server.stop()
