@@ -76,9 +76,9 @@ def keep_copy(state_dir: Path, content: bytes, sha256: str) -> Path:
 
 
 def drop_older_copies(state_dir: Path, sha256: str) -> None:
-    """Remove the copies that are older than this one; those announced since then stay."""
+    """Remove the copies that are older than this one, and older halves of some; later ones stay."""
     folder = copies_folder(state_dir)
     newest_ns = (folder / f"{sha256}.safetensors").stat().st_mtime_ns
-    for copy in folder.glob("*.safetensors"):
+    for copy in (*folder.glob("*.safetensors"), *folder.glob(".*.safetensors.tmp")):
         if copy.stat().st_mtime_ns < newest_ns:
             copy.unlink()
