@@ -30,6 +30,7 @@ from miner.errors import (
     StepRangeError,
     UnknownRunError,
 )
+from miner.failpoints import reach
 from miner.rounds import RoundLog
 from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
 from miner.rounds.journal import Journal
@@ -101,8 +102,10 @@ class Run:
                     stride = self._next_stride(log)
                     if isinstance(stride, Waiting):
                         return stride
+                    reach("runs.plan.begin")
                     offset = self._journal.append(descriptor, stride.to_json())
                     self._add(offset, stride)
+                    reach("runs.plan.recorded")
         number = bisect_right(self._index, step, key=lambda entry: entry[0]) - 1
         return self._stride(number).at(step, self.parameters)
 
@@ -123,7 +126,9 @@ class Run:
                 )
             committed = self.committed_step
             if step > committed:
+                reach("runs.commit.begin")
                 replace_file(self._folder / "COMMITTED", str(step).encode())
+                reach("runs.commit.written")
             return max(step, committed)
 
     def needed_rounds(self) -> set[int]:
@@ -279,8 +284,10 @@ class RunStore:
 
     def _create(self, folder: Path, params: RunParameters) -> None:
         building = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
+        reach("runs.create.begin")
         write_file(building / "RUN.json", json.dumps(asdict(params)).encode())
         write_file(building / "plan.jsonl", b"")
+        reach("runs.create.written")
         publish_folder(building, folder)
 
     @contextmanager

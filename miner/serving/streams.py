@@ -9,6 +9,7 @@ from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 
+from miner.failpoints import reach
 from miner.serving.assemble import BatchAssembler, BatchColumns
 from miner.serving.outbox import Outbox, Wait
 from miner.serving.parts import messages_of
@@ -93,6 +94,7 @@ class TripletStream:
 
     def _make(self, step: int) -> mining_pb2.Batch | Waiting:
         """Plan (durably) and assemble one step. Blocks; runs in the pool."""
+        reach("streams.batch.begin")
         plan = self._run.plan(step, self._source.assembler.log)
         if isinstance(plan, Waiting):
             return plan
@@ -100,6 +102,7 @@ class TripletStream:
         columns = self._source.assembler.batch(
             plan, request.rank, request.world_size, request.with_payload
         )
+        reach("streams.batch.made")
         return _encode(columns)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from miner.errors import LimitError, RequestError, RoundLogError
+from miner.failpoints import reach, reach_write
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["received"]
@@ -106,6 +107,7 @@ class _Upload:
                 f"content: must be the header.total_bytes={self.total_bytes} that were promised, "
                 f"got {self._num_bytes} or more"
             )
+        reach_write("uploads.write", self._file.fileno(), content, self._num_bytes - len(content))
         self._file.write(content)
         self._digest.update(content)
 
@@ -120,6 +122,7 @@ class _Upload:
             raise RequestError(f"header.sha256: must be that of the content, {found}, got {sha256}")
         assert self._file is not None
         self._file.close()
+        reach("uploads.received")
 
     def remove(self) -> None:
         if self._file is not None:
