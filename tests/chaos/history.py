@@ -6,6 +6,7 @@ faults is judged by the same rules. `tests.chaos.records` says what is written d
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,9 +31,19 @@ class Violation:
 
 
 def check_history(
-    records: Iterable[Record], rounds: Rounds, *, max_bytes_per_client: int | None = None
+    records: Iterable[Record],
+    rounds: Rounds,
+    *,
+    max_bytes_per_client: int | None = None,
+    damaged: frozenset[int] = frozenset(),
 ) -> list[Violation]:
     """Every violation that the records show, each with its evidence; none if all is well.
+
+    Args:
+        records: Of all clients and writers.
+        rounds: Every round that was ever sealed.
+        max_bytes_per_client: What the miner may hold for each.
+        damaged: Rounds of which a file was damaged for a while.
 
     Cost: O(records) time and memory.
     """
@@ -50,6 +61,7 @@ def check_history(
         *_check_passes(history, rounds),
         *_check_negatives(history),
         *_check_log(history, rounds),
+        *_check_refusals(history, damaged),
         *_check_memory(history, max_bytes_per_client),
     ]
 
@@ -249,6 +261,16 @@ def _check_log(history: History, rounds: Rounds) -> Iterator[Violation]:
                 f"round {after} is of generation {rounds[after].generation}, the one before of "
                 f"{rounds[before].generation}: a stale writer has sealed",
             )
+
+
+def _check_refusals(history: History, damaged: frozenset[int]) -> Iterator[Violation]:
+    """Clients are refused for what was done to disk or rounds, and never for anything else."""
+    for record in history.refused:
+        text = record["text"]
+        lost = re.search(r"round (\d+) is damaged.*DATA_LOSS", text)
+        known = int(lost[1]) in damaged if lost else "INTERNAL" in text and "failpoint" in text
+        if not known:
+            yield Violation("refusal", f"{record['reader']} got {record['error']}: {text}")
 
 
 def _check_memory(history: History, max_bytes: int | None) -> Iterator[Violation]:

@@ -9,6 +9,7 @@ Records are dicts, one JSON object a line in files:
                 own identity, with it)
     checkpoint  run, step: steps [0, step) are trained, whatever happens now
     sealed      round, sha256: a writer was told so
+    refused     reader, error, text: what a client was told in place of a batch
     memory      num_clients, num_bytes: what the miner holds more than without clients
 
 A reader is one process of one rank, from its start to its death. The order of the records of one
@@ -64,6 +65,7 @@ class History:
     by_step: dict[tuple[str, int], list[Record]] = field(default_factory=lambda: defaultdict(list))
     marks: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
     sealed: list[Record] = field(default_factory=list)
+    refused: list[Record] = field(default_factory=list)
     memory: list[Record] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
@@ -78,6 +80,8 @@ class History:
             self.marks[record["run"]].append(record)
         elif kind == "sealed":
             self.sealed.append(record)
+        elif kind == "refused":
+            self.refused.append(record)
         else:
             assert kind == "memory", f"no such {kind=}"
             self.memory.append(record)

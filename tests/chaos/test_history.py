@@ -142,6 +142,11 @@ def hoard(history: list[Record]) -> None:
     history.append({"kind": "memory", "num_clients": 2, "num_bytes": 2001})
 
 
+def refuse(text: str) -> Callable[[list[Record]], None]:
+    record = {"kind": "refused", "reader": "left", "error": "FeedError", "text": text}
+    return lambda history: history.append(record)
+
+
 BROKEN: list[tuple[str, str, Callable[[list[Record]], None]]] = [
     ("P1", "'solo again' read other bytes", read_again),
     ("P2", "a gap", drop("solo", 1)),
@@ -167,6 +172,9 @@ BROKEN: list[tuple[str, str, Callable[[list[Record]], None]]] = [
     ("P7", "a negative of the anchor's identity", changed("left", 3, clashes=[[4, 5]])),
     ("P7", "a row above the cap", overuse),
     ("P8", "too much memory", hoard),
+    ("refusal", "a round is lost that nobody damaged", refuse("round 2 is damaged [DATA_LOSS]")),
+    ("refusal", "the miner fails with no fault of the disk", refuse("KeyError [INTERNAL]")),
+    ("refusal", "a round has expired", refuse("round 1 has expired [NOT_FOUND]")),
 ]
 
 
@@ -194,6 +202,13 @@ def test_a_writer_that_seals_after_its_successor_is_found() -> None:
     assert (found.promise, "stale writer" in found.evidence) == ("P6", True)
 
 
+def test_what_faults_explain_is_no_violation() -> None:
+    history = good()
+    refuse("round 2 is damaged at chunk-0: no [DATA_LOSS]")(history)
+    refuse("No space left on device (failpoint journal.append.begin) [INTERNAL]")(history)
+    assert check_history(history, ROUNDS, damaged=frozenset({2})) == []
+
+
 def test_the_evidence_names_who_read_what() -> None:
     history = good()
     read_again(history)
@@ -202,7 +217,9 @@ def test_the_evidence_names_who_read_what() -> None:
 
 
 def test_every_promise_that_can_be_seen_has_its_broken_history() -> None:
-    assert {promise for promise, _, _ in BROKEN} == {f"P{i}" for i in range(1, 9)} | {"staleness"}
+    assert {promise for promise, _, _ in BROKEN} == {f"P{i}" for i in range(1, 9)} | {
+        *("staleness", "refusal")
+    }
 
 
 def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
