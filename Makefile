@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test test-all check format proto clean
+.PHONY: help setup demo test test-all test-chaos check format proto clean
 .PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers
 
 help: ## this list
@@ -28,6 +28,9 @@ test: $(STAMP) ## the test suite
 
 test-all: $(STAMP) ## also tests marked long or chaos
 	$(BIN)/python -m pytest -m ""
+
+test-chaos: $(STAMP) ## jobs train while everything breaks: some minutes (COALFACE_CHAOS_SEED, _STEPS, _FAULTS)
+	$(BIN)/python -m pytest -m chaos tests/chaos
 
 check: $(STAMP) ## format, lint, types, imports, stubs, tests
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from miner.errors import ConfigError
+from miner.failpoints import reach
 from miner.rounds.checked import decode_object, encode_object
 from miner.rounds.durable import replace_file
 
@@ -60,6 +61,7 @@ def read_accepted(state_dir: Path) -> AcceptedWeights | None:
 def write_accepted(state_dir: Path, weights: AcceptedWeights) -> None:
     """Replace the file atomically; durable on return."""
     replace_file(state_dir / FILE_NAME, encode_object(asdict(weights)))
+    reach("accepted.note.written")
 
 
 def copies_folder(state_dir: Path) -> Path:
@@ -70,16 +72,19 @@ def copies_folder(state_dir: Path) -> Path:
 def keep_copy(state_dir: Path, content: bytes, sha256: str) -> Path:
     """Keep weights under their digest; durable on return."""
     folder = copies_folder(state_dir)
+    reach("accepted.copy.begin")
     folder.mkdir(exist_ok=True)
     copy = folder / f"{sha256}.safetensors"
     replace_file(copy, content)
+    reach("accepted.copy.kept")
     return copy
 
 
 def drop_older_copies(state_dir: Path, sha256: str) -> None:
-    """Remove the copies that are older than this one; those announced since then stay."""
+    """Remove the copies that are older than this one, and older halves of some; later ones stay."""
+    reach("accepted.drop.begin")
     folder = copies_folder(state_dir)
     newest_ns = (folder / f"{sha256}.safetensors").stat().st_mtime_ns
-    for copy in folder.glob("*.safetensors"):
+    for copy in (*folder.glob("*.safetensors"), *folder.glob(".*.safetensors.tmp")):
         if copy.stat().st_mtime_ns < newest_ns:
             copy.unlink()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from miner.errors import RoundLogError
+from miner.failpoints import reach, reach_write
 
 __all__ = ["locked", "publish_folder", "replace_file", "sync_folder", "write_file"]
 
@@ -34,8 +35,10 @@ def sync_folder(path: Path) -> None:
 def write_file(path: Path, content: bytes) -> None:
     """Write a whole file and put its content, but not yet its name, on the disk."""
     with path.open("wb") as file:
+        reach_write("durable.write.begin", file.fileno(), content, 0)
         file.write(content)
         file.flush()
+        reach("durable.write.unsynced")
         os.fsync(file.fileno())
 
 
@@ -46,7 +49,9 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     write_file(temporary, content)
+    reach("durable.replace.written")
     os.replace(temporary, path)
+    reach("durable.replace.renamed")
     sync_folder(path.parent)
 
 
@@ -59,7 +64,9 @@ def publish_folder(building: Path, final: Path) -> None:
         OSError: If a folder with content is there under that name; it is left as it is.
     """
     sync_folder(building)
+    reach("durable.publish.finished")
     os.rename(building, final)
+    reach("durable.publish.renamed")
     sync_folder(final.parent)
 
 

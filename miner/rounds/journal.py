@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from miner.errors import RoundLogError
+from miner.failpoints import reach, reach_write
 
 __all__ = ["Journal", "is_record"]
 
@@ -69,9 +70,11 @@ class Journal:
         text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
         line = _digest(text) + b" " + text + b"\n"
         try:
+            reach_write("journal.append.begin", descriptor, line, self.size)
             written = os.pwrite(descriptor, line, self.size)
             if written < len(line):
                 raise RoundLogError(f"{self.path}: {written} of {len(line)} bytes written")
+            reach("journal.append.unsynced")
             os.fsync(descriptor)
         except BaseException:
             os.ftruncate(descriptor, self.size)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from miner.core.parallel import cut, map_blocks
 from miner.errors import RoundLogError, StaleWriterError
+from miner.failpoints import reach
 from miner.rounds.checked import decode_number, encode_number, encode_object
 from miner.rounds.chunks import encode_chunk
 from miner.rounds.config import RoundsConfig
@@ -55,6 +56,7 @@ class RoundWriter:
         with _log_lock(log):
             generation = _newest_generation(log) + 1
             replace_file(log.root / "GENERATION", encode_number(generation))
+            reach("writer.open.fenced")
             for leftover in log.rounds_dir.iterdir():
                 if leftover.suffix in (".building", ".expired"):
                     shutil.rmtree(leftover, ignore_errors=True)
@@ -70,7 +72,8 @@ class RoundWriter:
     def seal(self, groups: Groups, draft: RoundDraft) -> RoundManifest:
         """Make a round visible, whole and durably, as the newest one; or raise and leave nothing.
 
-        Killed at any point, the log holds the whole round or nothing of it.
+        Killed at any point, the log holds the whole round or nothing of it. If the disk refuses
+        after the round has appeared, this raises and the round, which is whole, stays.
 
         Raises:
             StaleWriterError: If a newer writer has taken over the log.
@@ -82,12 +85,16 @@ class RoundWriter:
         building = self.log.rounds_dir / f"{round_id:08d}.g{self.generation}.building"
         try:
             building.mkdir()
+            reach("writer.seal.begun")
             chunks = tuple(self._write_chunks(building, groups))
             with _log_lock(self.log):
                 self._check_generation(f"seal round {round_id}")
                 manifest = self._manifest(round_id, groups, draft, chunks)
+                reach("writer.manifest.begin")
                 write_file(building / MANIFEST_FILE, encode_manifest(manifest))
+                reach("writer.manifest.written")
                 publish_folder(building, self.log.folder(round_id))
+                reach("writer.seal.published")
         except OSError as exc:
             self._check_generation(f"seal round {round_id}")
             raise RoundLogError(f"round {round_id} cannot be sealed: {exc}") from exc
@@ -116,10 +123,13 @@ class RoundWriter:
             known = {i for a, b in self.log.expired_ranges() for i in range(a, b + 1)}
             text = encode_object({"ranges": id_ranges(known | set(surplus))})
             replace_file(self.log.root / "EXPIRED.json", text)
+            reach("writer.retain.listed")
             for round_id in surplus:
                 folder = self.log.folder(round_id)
                 os.rename(folder, folder.with_suffix(".expired"))
+            reach("writer.retain.renamed")
             sync_folder(self.log.rounds_dir)
+            reach("writer.retain.removing")
         for round_id in surplus:
             shutil.rmtree(self.log.folder(round_id).with_suffix(".expired"), ignore_errors=True)
         _log.info("rounds %s expired", surplus, extra={"rounds": surplus})
@@ -132,7 +142,9 @@ class RoundWriter:
             chunk = groups.between(part.start, part.stop)
             content = encode_chunk(chunk)
             name = f"chunk-{part.start // self._chunk_groups:05d}.arrow"
+            reach("writer.chunk.begin")
             write_file(building / name, content)
+            reach("writer.chunk.written")
             return ChunkEntry(
                 file=name,
                 first_group=part.start,

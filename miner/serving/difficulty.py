@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from miner.errors import RoundLogError
+from miner.failpoints import reach
 from miner.rounds.durable import replace_file
 
 __all__ = ["DifficultyBook", "read_difficulties"]
@@ -88,7 +89,9 @@ class DifficultyBook:
             "steps": steps_I,
         }
         try:
+            reach("difficulty.write.begin")
             replace_file(self._path, save(tensors, {"run_id": run_id}))
+            reach("difficulty.write.kept")
         except OSError as exc:
             raise RoundLogError(f"difficulties cannot be kept in {self._path}: {exc}") from exc
 

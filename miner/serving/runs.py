@@ -31,6 +31,7 @@ from miner.errors import (
     StepRangeError,
     UnknownRunError,
 )
+from miner.failpoints import reach
 from miner.rounds import RoundLog
 from miner.rounds.checked import decode_number, decode_object, encode_number, encode_object
 from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
@@ -120,8 +121,10 @@ class Run:
                     stride = self._next_stride(log)
                     if isinstance(stride, Waiting):
                         return stride
+                    reach("runs.plan.begin")
                     offset = self._journal.append(descriptor, stride.to_json())
                     self._add(offset, stride)
+                    reach("runs.plan.recorded")
         number = bisect_right(self._index, step, key=lambda entry: entry[0]) - 1
         stride = self._stride(number)
         batches = list(stride.batches[step - stride.first_step :])
@@ -149,7 +152,9 @@ class Run:
                 )
             committed = self.committed_step
             if step > committed:
+                reach("runs.commit.begin")
                 replace_file(self._folder / "COMMITTED", encode_number(step))
+                reach("runs.commit.written")
             return max(step, committed)
 
     def needed_rounds(self) -> set[int]:
@@ -306,8 +311,10 @@ class RunStore:
 
     def _create(self, folder: Path, params: RunParameters) -> None:
         building = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
+        reach("runs.create.begin")
         write_file(building / "RUN.json", encode_object(asdict(params)))
         write_file(building / "plan.jsonl", b"")
+        reach("runs.create.written")
         publish_folder(building, folder)
 
     @contextmanager

@@ -9,6 +9,7 @@ from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from miner.failpoints import reach
 from miner.serving.assemble import BatchAssembler
 from miner.serving.metrics.meters import ServingMeters
 from miner.serving.outbox import Outbox, Wait
@@ -103,6 +104,7 @@ class TripletStream:
 
     def _make(self, step: int, most: int) -> list[bytes] | Waiting:
         """Plan (durably) and assemble some steps. Blocks; runs in the pool."""
+        reach("streams.batch.begin")
         steps = self._run.plan_some(step, most, self._source.assembler.log)
         if isinstance(steps, Waiting):
             return steps
@@ -110,5 +112,6 @@ class TripletStream:
         batches = self._source.assembler.batches(
             steps, request.rank, request.world_size, request.with_payload
         )
+        reach("streams.batch.made")
         self._source.meters.made_steps(steps.staleness_B, steps.over_stale_B)
         return batches

@@ -2,6 +2,7 @@ r"""Weights that come in parts: received into a file, checked against what was p
 
     receiving --(all bytes, digest right)--> received
         \--(too many, too few, wrong digest, silence, cut off)--> removed
+        \--(the miner was killed)--> abandoned: removed by a later upload
 
 It knows neither what weights are nor who sends them.
 """
@@ -9,7 +10,9 @@ It knows neither what weights are nor who sends them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
@@ -21,12 +24,17 @@ from typing import Any, BinaryIO
 import grpc.aio
 
 from miner.errors import LimitError, RequestError, RoundLogError
+from miner.failpoints import reach, reach_write
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["received"]
 
+PREFIX = ".upload-"
 SILENCE_S = 30.0
 """An upload that brings nothing for so long is given up."""
+
+ABANDONED_S = 3600.0
+"""A file that nothing was written to for so long belongs to a miner that was killed."""
 
 Read = Callable[[], Awaitable[Any]]
 """The next message of the client; gRPC's end of file after the last."""
@@ -51,7 +59,7 @@ async def received(
         RoundLogError: The disk refuses.
     """
     loop = asyncio.get_running_loop()
-    upload = _Upload(folder / f".upload-{uuid.uuid4().hex}", header.total_bytes)
+    upload = _Upload(folder / f"{PREFIX}{uuid.uuid4().hex}", header.total_bytes)
     try:
         try:
             await loop.run_in_executor(pool, upload.write, first)
@@ -93,6 +101,7 @@ class _Upload:
     def write(self, content: bytes) -> None:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self.path.parent)
             self._file = self.path.open("xb")
         self._num_bytes += len(content)
         if self._num_bytes > self.total_bytes:
@@ -100,6 +109,7 @@ class _Upload:
                 f"content: must be the header.total_bytes={self.total_bytes} that were promised, "
                 f"got {self._num_bytes} or more"
             )
+        reach_write("uploads.write", self._file.fileno(), content, self._num_bytes - len(content))
         self._file.write(content)
         self._digest.update(content)
 
@@ -114,8 +124,17 @@ class _Upload:
             raise RequestError(f"header.sha256: must be that of the content, {found}, got {sha256}")
         assert self._file is not None
         self._file.close()
+        reach("uploads.received")
 
     def remove(self) -> None:
         if self._file is not None:
             self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Whole files of weights would stay for ever otherwise, one for each kill in mid-upload."""
+    for path in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):  # its own upload has ended just now
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()

@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.errors import SnapshotError
+from miner.failpoints import reach, reach_write
 
 __all__ = ["ChunkReceipt", "SnapshotKey", "SnapshotStore"]
 
@@ -116,8 +117,11 @@ class SnapshotStore:
             self._write_key(key)
             if _read_receipt(folder, key, chunk) != receipt or not _is_sound(folder, key, chunk):
                 _take_back(_receipt_path(folder, chunk))
+                reach("snapshot.receipt.taken_back")
                 _write_in_place(_data_path(folder, receipt.dim), begin * receipt.row_bytes, data)
+                reach("snapshot.rows.written")
                 _write_durably(_receipt_path(folder, chunk), json.dumps(asdict(receipt)).encode())
+                reach("snapshot.receipt.written")
         except OSError as exc:
             raise SnapshotError(f"chunk {chunk} cannot be written to {folder}: {exc}") from exc
         _note_path(folder, chunk).unlink(missing_ok=True)
@@ -256,6 +260,7 @@ def _write_in_place(path: Path, offset: int, data: memoryview) -> None:
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o666)
     try:
+        reach_write("snapshot.rows.begin", file, data, offset)
         while data:
             num_written = os.pwrite(file, data, offset)
             data, offset = data[num_written:], offset + num_written

@@ -58,3 +58,15 @@ def test_older_copies_go_and_newer_ones_stay(tmp_path: Path) -> None:
     assert not copies["old"].exists()
     assert copies["mined"].read_bytes() == b"mined"
     assert copies["newer"].read_bytes() == b"newer"
+
+
+def test_a_copy_that_a_kill_cut_short_goes_with_the_older_ones(tmp_path: Path) -> None:
+    mined = keep_copy(tmp_path, b"mined", "ab" * 32)
+    half, under_way = (mined.with_name(f".{n * 64}.safetensors.tmp") for n in "12")
+    for path, age_s in ((half, -10), (under_way, 10)):
+        path.write_bytes(b"a part of")
+        os.utime(path, (mined.stat().st_mtime + age_s,) * 2)
+    drop_older_copies(tmp_path, mined.stem)
+    assert [path.name for path in mined.parent.iterdir() if path.suffix == ".tmp"] == [
+        under_way.name
+    ]

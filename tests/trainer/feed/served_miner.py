@@ -273,7 +273,7 @@ def channel_to(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
 
 
-async def _serve(root: Path, port: int, stride_steps: int) -> None:
+async def serve(root: Path, port: int, stride_steps: int) -> None:
     config = ServingConfig(port=port, heartbeat_s=0.2, stride_steps=stride_steps)
     runs = RunStore(root / "log", stride_steps)
     store = RowStore.open(root / "store")
@@ -286,4 +286,4 @@ async def _serve(root: Path, port: int, stride_steps: int) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    asyncio.run(_serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

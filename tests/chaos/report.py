@@ -1,0 +1,59 @@
+"""A storm's outcome as `tests/bench/results` has it: figures for programs and for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.chaos.storm import Outcome
+
+__all__ = ["write_report"]
+
+
+def write_report(outcome: Outcome, folder: Path, command: str) -> None:
+    """Write ``chaos.json`` and ``chaos.md``."""
+    figures = {
+        "command": command,
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+        "cores": os.cpu_count(),
+        "seed": outcome.seed,
+        "seconds": round(outcome.seconds),
+        "num_steps": sum(outcome.steps.values()),
+        "steps": outcome.steps,
+        "num_batches": outcome.num_batches,
+        "num_rounds": outcome.num_rounds,
+        "num_readers": outcome.num_readers,
+        "num_faults": outcome.faults.total(),
+        "faults": dict(sorted(outcome.faults.items())),
+        "refusals": dict(sorted(outcome.refusals.items())),
+        "peak_bytes_per_client": outcome.peak_bytes_per_client,
+        "violations": [f"{v.promise}: {v.evidence}" for v in outcome.violations],
+    }
+    (folder / "chaos.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    (folder / "chaos.md").write_text(_page(outcome, command), "utf-8")
+
+
+def _page(outcome: Outcome, command: str) -> str:
+    steps = ", ".join(f"{run} {number:,}" for run, number in outcome.steps.items())
+    lines = [
+        "# Chaos",
+        "",
+        f"`{command}`: {outcome.faults.total()} faults over {sum(outcome.steps.values()):,} "
+        f"trained steps ({steps}) in {outcome.seconds:.0f} s; {outcome.num_batches:,} batches read "
+        f"by {outcome.num_readers} rank processes out of {outcome.num_rounds} rounds. "
+        f"**{len(outcome.violations)} violations** of the promises P1 to P8.",
+        "",
+        "| fault | times |",
+        "|---|---|",
+        *(f"| {name} | {times} |" for name, times in sorted(outcome.faults.items())),
+        "",
+        "Refusals that clients met and outlived, each explained by a fault: "
+        + (", ".join(f"{name} {n}" for name, n in sorted(outcome.refusals.items())) or "none")
+        + ".",
+        *(f"- {v.promise}: {v.evidence}" for v in outcome.violations[:50]),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,124 @@
+"""What a storm rages over: a miner, a writer, a bad network and three jobs, as real processes."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+from miner.rounds import RoundLog
+from tests.chaos.history import Violation
+from tests.chaos.job import Job, JobSettings
+from tests.chaos.kept import Kept
+from tests.chaos.proxy import UnsteadyProxy
+from tests.trainer.feed.served_miner import free_port, make_folder
+from trainer.feed import TripletFeed
+
+__all__ = ["PATIENCE_S", "Stage"]
+
+JOBS = (
+    JobSettings(run_id="plain", max_world_size=3, batch_rows=36),
+    JobSettings(
+        run_id="fresh", max_world_size=2, batch_rows=24, stale="wait", max_staleness_steps=200
+    ),
+    JobSettings(
+        run_id="samples", max_world_size=2, batch_rows=24, with_payload=True, exhausted="wait"
+    ),
+)
+MINER_ENDS = 0, -signal.SIGTERM  # the latter if it was drained before it served
+PATIENCE_S = 60.0
+
+
+class Stage:
+    """Everything that can be hurt, in a folder of its own.
+
+    Attributes:
+        rng: Draws every fault and its values.
+        miner, writer: The programs on the log.
+        proxy: Between the jobs and the miner.
+        jobs: What trains.
+        notes: Folder of records, clocks and logs.
+        log_root: Folder of the round log.
+        damaged: Rounds that were damaged for a while.
+        violations: What was seen to be wrong on the way.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.rng = random.Random(seed)
+        root = make_folder(folder / "miner", num_rounds=0)
+        self.log_root = root / "log"
+        self.notes = folder / "notes"
+        self.notes.mkdir()
+        self.set_clock(0.0)
+        port = free_port()
+        self._address = f"127.0.0.1:{port}"
+        serving = ["tests.chaos.miner_program", str(root), str(port)]
+        self.miner = Kept(serving, self.notes, MINER_ENDS)
+        files = [root, self.notes / "sealed.records", self.notes / "fresh.trained"]
+        self.writer = Kept(["tests.chaos.writer_program", *map(str, files)], self.notes)
+        self.proxy = UnsteadyProxy(port)
+        self.jobs = [Job(settings, self.proxy.address, self.notes) for settings in JOBS]
+        self.damaged: set[int] = set()
+        self.violations: list[Violation] = []
+
+    @property
+    def num_steps(self) -> int:
+        """Trained by all jobs."""
+        return sum(job.checkpoint for job in self.jobs)
+
+    def fired(self) -> Counter[str]:
+        """What happened at failpoints, by kind."""
+        faults: Counter[str] = Counter()
+        for name, kept in (("miner", self.miner), ("writer", self.writer)):
+            for line, times in kept.fired.items():
+                action, _, detail = line.rpartition(": ")[2].rstrip(")").partition("(")
+                faults[f"{name}: {FAILPOINT_KINDS[action].format(detail)}"] += times
+        return faults
+
+    def set_clock(self, seconds: float) -> None:
+        """By how much miner and writer take the time wrongly."""
+        partial = self.notes / "clock.partial"
+        partial.write_text(str(seconds))
+        partial.replace(self.notes / "clock")
+
+    def log(self) -> RoundLog:
+        """The log, as a process sees it that has read nothing of it yet."""
+        return RoundLog(self.log_root)
+
+    def blame(self, promise: str, evidence: str) -> None:
+        """Note that something is wrong."""
+        self.violations.append(Violation(promise, evidence))
+
+    def probe(self, name: str) -> list[str]:
+        """Read the first steps of a run as its only rank, with no proxy between.
+
+        Raises:
+            FeedError: As any client is told.
+        """
+        feed = TripletFeed(
+            self._address,
+            run_id=f"probe-{name}",
+            batch_rows=36,
+            num_steps=3,
+            with_payload=False,
+            patience_s=PATIENCE_S,
+            idle_s=2.0,
+        )
+        return [batch.digest() for batch in feed]
+
+    def close(self) -> None:
+        """End every process."""
+        for job in self.jobs:
+            job.close()
+        self.writer.halt()
+        self.miner.halt()
+        self.proxy.close()
+
+
+FAILPOINT_KINDS = {
+    "kill": "killed at a failpoint",
+    "torn": "killed in mid-write",
+    "error": "{} from the disk",
+    "sleep": "stalled for {} s",
+}
