@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help setup demo test test-all test-chaos check format proto clean
-.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers
+.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers bench-stream bench-outage
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers ## every benchmark; results go to tests/bench/results
+bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers bench-stream bench-outage ## every benchmark; results go to tests/bench/results
 
 bench-quality: $(STAMP) ## the demo's arms over 3 other seeds, with a control (half an hour)
 	$(BIN)/python tests/bench/quality.py
@@ -68,6 +68,12 @@ bench-end-to-end: $(VENV)/.peers ## from embeddings to a sealed round, beside se
 
 bench-gpu: $(STAMP) ## exact search on a GPU beside the bare product; says so where there is none
 	$(BIN)/python -m tests.bench.gpu_search
+
+bench-stream: $(STAMP) ## bytes per second of a stream, beside a bare one; memory; many clients
+	$(BIN)/python -m tests.bench.stream
+
+bench-outage: $(STAMP) ## how soon a new round is consumed, and how soon batches come after a kill
+	$(BIN)/python -m tests.bench.outage
 
 bench-peers: $(VENV)/.peers ## side by side with sentence-transformers' miner, which it installs
 	$(BIN)/python -m tests.bench.side_by_side

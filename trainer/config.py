@@ -71,6 +71,10 @@ class MinerConfig(_Section):
     """As for ``exhausted``."""
     max_staleness_steps: int = Field(default=0, ge=0, description="optimizer steps; 0: no bound")
     """No bound: staleness is in the journal, and small differences in it hardly matter."""
+    upload_weights: bool = Field(
+        default=False, description="send new weights to the miner, rather than where they lie"
+    )
+    """A path costs nothing; uploading is for miners that share no storage with the trainer."""
     tls: TlsConfig | None = Field(default=None, description="certificates; null: unencrypted")
     """A miner on the same machine needs none."""
     token_file: Path | None = Field(

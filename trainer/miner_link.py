@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainer.announcer import MinerLink
 from trainer.config import TrainerConfig
 from trainer.distributed import World
@@ -47,6 +49,8 @@ class GrpcMiner:
 
     def _announce(self, step: int, uri: str, sha256: str) -> bool:
         with self._client(self._config.miner.patience_s) as client:
+            if self._config.miner.upload_weights:
+                return client.upload(step=step, path=Path(uri), sha256=sha256)
             return client.announce(step=step, uri=uri, sha256=sha256)
 
     def _commit(self, step: int) -> None:
