@@ -12,6 +12,7 @@ CoalfaceError
 ├── SelectionError          no group can be made from the given candidates
 ├── RoundLogError           the log cannot be written or read
 │   ├── DamagedRoundError   a sealed chunk or manifest does not match its digest
+│   ├── DiskError           the disk refuses, for now maybe: full, read-only, failing
 │   ├── RoundExpiredError   the round was removed by retention, or never existed
 │   └── StaleWriterError    a newer writer holds the log
 ├── RequestError            a client's request is malformed; names the field
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "DamagedRoundError",
     "DatasetError",
+    "DiskError",
     "EncoderError",
     "ForbiddenError",
     "LimitError",
@@ -109,6 +111,10 @@ class RoundLogError(CoalfaceError):
 
 class DamagedRoundError(RoundLogError):
     """A sealed chunk or manifest is missing, truncated or does not match its digest."""
+
+
+class DiskError(RoundLogError):
+    """The disk refuses a write; nothing has changed, and later the same may succeed."""
 
 
 class RoundExpiredError(RoundLogError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from miner.errors import ConfigError
+from miner.errors import ConfigError, DiskError
 from miner.failpoints import reach
 from miner.rounds.checked import decode_object, encode_object
 from miner.rounds.durable import replace_file
@@ -59,8 +59,15 @@ def read_accepted(state_dir: Path) -> AcceptedWeights | None:
 
 
 def write_accepted(state_dir: Path, weights: AcceptedWeights) -> None:
-    """Replace the file atomically; durable on return."""
-    replace_file(state_dir / FILE_NAME, encode_object(asdict(weights)))
+    """Replace the file atomically; durable on return.
+
+    Raises:
+        DiskError: The disk refuses; the weights before are still the newest.
+    """
+    try:
+        replace_file(state_dir / FILE_NAME, encode_object(asdict(weights)))
+    except OSError as exc:
+        raise DiskError(f"good weights cannot be noted in {state_dir}: {exc}") from exc
     reach("accepted.note.written")
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from miner.errors import RoundLogError
+from miner.errors import DiskError
 from miner.failpoints import reach
 from miner.rounds.durable import replace_file
 
@@ -62,7 +62,7 @@ class DifficultyBook:
             Of how many identities a difficulty is known by now.
 
         Raises:
-            RoundLogError: The disk refuses; nothing has changed then.
+            DiskError: The disk refuses; nothing has changed then.
         """
         with self._lock:
             steps_I = (
@@ -93,7 +93,7 @@ class DifficultyBook:
             replace_file(self._path, save(tensors, {"run_id": run_id}))
             reach("difficulty.write.kept")
         except OSError as exc:
-            raise RoundLogError(f"difficulties cannot be kept in {self._path}: {exc}") from exc
+            raise DiskError(f"difficulties cannot be kept in {self._path}: {exc}") from exc
 
 
 def read_difficulties(root: Path, num_identities: int) -> F32 | None:

@@ -26,6 +26,7 @@ import numpy as np
 from miner.errors import (
     CoalfaceError,
     DamagedRoundError,
+    DiskError,
     RoundLogError,
     RunConflictError,
     StepRangeError,
@@ -104,7 +105,8 @@ class Run:
             StepRangeError: If ``step`` is negative or more than 64 strides ahead of the plan.
             RunConflictError: If a group of the newest round does not fit the run's batches.
             DamagedRoundError: If the log is not the one that the run was planned on.
-            RoundLogError: If the plan is damaged or cannot be written.
+            RoundLogError: If the plan is damaged.
+            DiskError: If it cannot be written.
         """
         steps = self.plan_some(step, 1, log)
         return steps if isinstance(steps, Waiting) else steps.plans()[0]
@@ -187,7 +189,7 @@ class Run:
                     self._add(offset, Stride.from_json(record))
                 yield descriptor
         except OSError as exc:
-            raise RoundLogError(f"the run in {self._folder} cannot be written: {exc}") from exc
+            raise DiskError(f"the run in {self._folder} cannot be written: {exc}") from exc
 
     def _add(self, offset: int, stride: Stride) -> None:
         if stride.first_step != self.planned_steps:
@@ -233,7 +235,7 @@ class RunStore:
         """Open the store in ``root``, made if it is missing; runs are planned by ``stride_steps``.
 
         Raises:
-            RoundLogError: If the folder cannot be written.
+            DiskError: If the folder cannot be written.
         """
         self.stride_steps = stride_steps
         self._folder = root / "runs"
@@ -325,4 +327,4 @@ class RunStore:
                 sync_folder(self._folder.parent)
                 yield
         except OSError as exc:
-            raise RoundLogError(f"runs cannot be kept in {self._folder}: {exc}") from exc
+            raise DiskError(f"runs cannot be kept in {self._folder}: {exc}") from exc

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import grpc.aio
 
-from miner.errors import LimitError, RequestError, RoundLogError
+from miner.errors import DiskError, LimitError, RequestError
 from miner.failpoints import reach, reach_write
 from protos.coalface.v1 import mining_pb2
 
@@ -56,7 +56,7 @@ async def received(
     Raises:
         RequestError: More or fewer bytes than were promised, or another digest.
         LimitError: Nothing came for `SILENCE_S`.
-        RoundLogError: The disk refuses.
+        DiskError: The disk refuses.
     """
     loop = asyncio.get_running_loop()
     upload = _Upload(folder / f"{PREFIX}{uuid.uuid4().hex}", header.total_bytes)
@@ -67,7 +67,7 @@ async def received(
                 await loop.run_in_executor(pool, upload.write, content)
             await loop.run_in_executor(pool, upload.finish, header.sha256)
         except OSError as exc:
-            raise RoundLogError(f"an upload cannot be written to {folder}: {exc}") from exc
+            raise DiskError(f"an upload cannot be written to {folder}: {exc}") from exc
         yield upload.path
     finally:
         await asyncio.shield(loop.run_in_executor(pool, upload.remove))

@@ -62,7 +62,11 @@ def test_only_what_another_attempt_can_mend_counts_as_unreachable() -> None:
         for kind, code in STATUS_CODES.items()
         if ERRORS[code] is trainer_errors.MinerUnreachableError
     }
-    assert retried == {miner_errors.NotReadyError, miner_errors.StaleWriterError}
+    assert retried == {
+        miner_errors.DiskError,
+        miner_errors.NotReadyError,
+        miner_errors.StaleWriterError,
+    }
 
 
 def test_every_feed_error_can_come_out_of_a_status() -> None:

@@ -12,7 +12,7 @@ from miner.app.accepted import (
     read_accepted,
     write_accepted,
 )
-from miner.errors import ConfigError
+from miner.errors import ConfigError, DiskError
 
 WEIGHTS = AcceptedWeights(7, "/w/7.safetensors", "ab" * 32)
 
@@ -37,7 +37,7 @@ def test_a_write_that_breaks_off_leaves_the_old_ones(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", broken)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match="No space left"):
         write_accepted(tmp_path, AcceptedWeights(9, "/w/9.safetensors", "cd" * 32))
     assert read_accepted(tmp_path) == WEIGHTS
 

@@ -1,6 +1,8 @@
 """Miners that die, hang, drain or never were: the feed goes on without a gap, or says so."""
 
+import errno
 import logging
+import os
 import signal
 import socket
 import threading
@@ -205,3 +207,28 @@ def test_another_service_at_the_address_is_told_apart() -> None:
         with pytest.raises(ProtocolError, match="UNIMPLEMENTED"):
             feed.open()
         server.stop(0).wait()
+
+
+def test_a_disk_that_is_full_for_a_while_costs_only_time(
+    folder: Path, miner: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = unbroken(folder, "other", 20)
+    full = threading.Event()
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    feed = TripletFeed(
+        miner.address, run_id="run", batch_rows=BATCH_ROWS, num_steps=20, patience_s=20
+    )
+    with feed.open():
+        read = [next(feed).digest()]
+        monkeypatch.setattr(os, "fsync", refuse)
+        full.set()
+        threading.Timer(2.5, full.clear).start()
+        read += [batch.digest() for batch in feed]
+    assert read == before, "the same batches, planned once the disk has room"
+    assert miner.runs.get("run").planned_steps == 24
