@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_MS = 1000  # the hint that goes with UNAVAILABLE
 DOMAIN = "coalface"
+MOST_CHARACTERS = 1000
 _FIELD = re.compile(r"[a-z0-9_.\[\]]+(?=: )")
 
 STATUS_CODES: dict[type[errors.CoalfaceError], grpc.StatusCode] = {
@@ -76,6 +77,8 @@ async def refusals(context: Any) -> AsyncIterator[None]:
         await _abort(context, status_of(exc), str(exc), type(exc).__name__)
     except grpc.aio.AbortError:
         raise
+    except grpc.aio.InternalError as exc:  # nobody is there to be told
+        logger.info("a client went away in the middle of an answer: %s", exc)
     except Exception as exc:
         logger.exception("a request failed by an unforeseen error")
         kind = type(exc).__name__
@@ -83,6 +86,8 @@ async def refusals(context: Any) -> AsyncIterator[None]:
 
 
 async def _abort(context: Any, code: grpc.StatusCode, text: str, kind: str) -> NoReturn:
+    if len(text) > MOST_CHARACTERS:  # it may quote a request; metadata has a limit
+        text = f"{text[:MOST_CHARACTERS]} ..."
     metadata = [*rpc_status.to_status(_rich(code, text, kind)).trailing_metadata]
     if code is grpc.StatusCode.UNAVAILABLE:
         metadata.append(("retry-after-ms", str(RETRY_AFTER_MS)))

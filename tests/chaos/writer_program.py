@@ -24,9 +24,19 @@ PAUSE_S = 0.7
 NUM_GROUPS, CHUNK_GROUPS, KEEP_ROUNDS = 400, 128, 12
 
 
+def open_writer(log: RoundLog) -> RoundWriter:
+    """Take over the log, as soon as the disk lets it."""
+    while True:
+        try:
+            return RoundWriter.open(log, RoundsConfig(chunk_groups=CHUNK_GROUPS))
+        except CoalfaceError as exc:
+            print(f"writer: {exc}", file=sys.stderr)
+            time.sleep(PAUSE_S)
+
+
 def write_rounds(root: Path, records: Path, step_file: Path) -> None:
     log, fingerprint = RoundLog(root / "log"), RowStore.open(root / "store").fingerprint
-    writer = RoundWriter.open(log, RoundsConfig(chunk_groups=CHUNK_GROUPS))
+    writer = open_writer(log)
     runs = RunStore(root / "log", STRIDE_STEPS)
     with records.open("a") as file:
         while True:
