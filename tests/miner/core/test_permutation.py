@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from miner.core import group_order
+from miner.core.permutation import stable_order
 
 
 def test_the_order_of_groups_never_changes():
@@ -26,6 +27,12 @@ def test_seeds_rounds_and_passes_are_shuffled_independently():
         for p in (0, 1)
     }
     assert len(orders) == 8
+
+
+@pytest.mark.parametrize("most", [3, 2**20, 2**64])
+def test_equal_draws_keep_their_order_on_every_machine(most):
+    values = np.random.default_rng(0).integers(0, most, 50_000, dtype=np.uint64)
+    assert np.array_equal(stable_order(values), np.argsort(values, kind="stable"))
 
 
 def test_every_order_is_as_likely():
