@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
-__all__ = ["compiled", "copy_bytes", "read_only"]
+__all__ = ["compiled", "copy_bytes", "copy_from", "int32_at", "prefetch", "put_int32", "read_only"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -57,7 +58,75 @@ def _copy_bytes(_typing: Any, target: Any, _at: Any, source: Any, _begin: Any, _
     return types.void(target, sizes[0], source, *sizes), generate
 
 
+@intrinsic
+def _put_int32(_typing: Any, target: Any, _at: Any, _number: Any) -> Any:
+    """``target[at:at + 4]`` of an array of uint8 becomes the number, its lowest byte first.
+
+    For compiled functions only. Bounds are not checked; numbers are cut to 32 bits.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        to, at, number = arguments
+        data = context.make_array(target)(context, builder, to).data
+        place = builder.bitcast(builder.gep(data, [at]), ir.IntType(32).as_pointer())
+        builder.store(builder.trunc(number, ir.IntType(32)), place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.intp), generate
+
+
+@intrinsic
+def _prefetch(_typing: Any, source: Any, _at: Any) -> Any:
+    """Have the processor fetch the memory around item ``at`` of an array, which may be read soon.
+
+    For compiled functions only. Bounds do not matter.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        of, at = arguments
+        data = context.make_array(source)(context, builder, of).data
+        place = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
+        kind = ir.IntType(32)
+        fetch = builder.module.declare_intrinsic(
+            "llvm.prefetch.p0",
+            fnty=ir.FunctionType(ir.VoidType(), [place.type, kind, kind, kind]),
+        )
+        builder.call(fetch, [place, kind(0), kind(3), kind(1)])
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp), generate
+
+
+@intrinsic
+def _copy_from(_typing: Any, target: Any, _at: Any, _address: Any, _count: Any) -> Any:
+    """As `copy_bytes`, from an address in memory."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        to, at, address, number = arguments
+        place = builder.gep(context.make_array(target)(context, builder, to).data, [at])
+        source = builder.inttoptr(address, place.type)
+        cgutils.raw_memcpy(builder, place, source, number, 1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def _int32_at(_typing: Any, _address: Any) -> Any:
+    """The number at an address in memory. For compiled functions only."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
+        return builder.sext(builder.load(place, align=1), ir.IntType(64))
+
+    return types.int64(types.intp), generate
+
+
 copy_bytes: Any = _copy_bytes
+copy_from: Any = _copy_from
+int32_at: Any = _int32_at
+prefetch: Any = _prefetch
+put_int32: Any = _put_int32
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

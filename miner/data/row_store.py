@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from miner.data.catalog import Catalog, CatalogFile
+from miner.data.gather import ColumnGather
 from miner.errors import DatasetError
 from miner.types import IdentityTable
 
@@ -63,6 +64,10 @@ class RowStore:
         self.manifest = manifest
         self._batches = batches
         self._begins = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        self._gathers = [
+            ColumnGather.of([batch.column(index) for batch in batches])
+            for index in range(batches[0].num_columns)
+        ]
 
     @classmethod
     def open(cls, root: Path) -> "RowStore":
@@ -99,7 +104,7 @@ class RowStore:
         """The dataset's fingerprint, without loading the catalog."""
         return self.manifest.fingerprint
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """Columns of what `read` and `scan` give: ``row_id`` int64, then the payload columns."""
         return self._batches[0].schema.insert(0, ROW_ID)
@@ -125,9 +130,9 @@ class RowStore:
         """The samples of ``row_ids_R``, in that order, repeats included.
 
         Raises:
-            DatasetError: A row id is below 0 or not below `num_rows`.
+            DatasetError: A row id is below 0 or not below `num_rows`, or the store is damaged.
 
-        Cost: O(R log R); only pages that hold the rows are touched.
+        Cost: O(R log B) for B record batches; only pages that hold the rows are touched.
         """
         row_ids_R = np.asarray(row_ids_R, np.int64)
         outside = row_ids_R[(row_ids_R < 0) | (row_ids_R >= self.num_rows)]
@@ -136,18 +141,10 @@ class RowStore:
                 f"{len(outside)} row ids are outside the row store {self.root}, the first are "
                 f"{outside[:3].tolist()}: its rows are 0 to {self.num_rows - 1}"
             )
-        order_R = np.argsort(row_ids_R, kind="stable")
-        sorted_R = row_ids_R[order_R]
-        # One take per touched batch: Arrow's take on a chunked table copies the whole table first.
-        bounds = np.searchsorted(sorted_R, self._begins)
-        pieces = [self._batches[0].slice(0, 0)]
-        for index in np.flatnonzero(np.diff(bounds)).tolist():
-            local = sorted_R[bounds[index] : bounds[index + 1]] - self._begins[index]
-            pieces.append(self._batches[index].take(pa.array(local)))
-        samples = pa.concat_batches(pieces)
-        if not np.array_equal(sorted_R, row_ids_R):
-            samples = samples.take(pa.array(np.argsort(order_R)))
-        return _with_row_ids(samples, row_ids_R)
+        batch_R = np.searchsorted(self._begins, row_ids_R, side="right") - 1
+        place_R = row_ids_R - self._begins[batch_R]
+        columns = [self._column(index, batch_R, place_R) for index in range(len(self._gathers))]
+        return pa.RecordBatch.from_arrays([pa.array(row_ids_R), *columns], schema=self.schema)
 
     def scan(self, begin: int, end: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of ``[begin, end)`` in order, ``batch_rows`` at a time, the last batch shorter.
@@ -174,6 +171,27 @@ class RowStore:
             for name, stored in self.manifest.stored_files.items()
             if sha256_of(self.root / name) != stored.sha256
         ]
+
+    def _column(
+        self, index: int, batch_R: npt.NDArray[np.int64], place_R: npt.NDArray[np.int64]
+    ) -> pa.Array:
+        gather = self._gathers[index]
+        try:
+            taken = gather and gather.take(batch_R, place_R)
+        except ValueError as exc:
+            raise _damaged(self.root, f"{PAYLOAD}: {exc}") from exc
+        if taken is not None:
+            return taken
+        # One take per touched batch: Arrow's take on a chunked array copies the whole first.
+        order_R = np.argsort(batch_R, kind="stable")
+        edges = np.flatnonzero(np.diff(batch_R[order_R])) + 1
+        pieces = [
+            self._batches[batch_R[part_r[0]]].column(index).take(pa.array(place_R[part_r]))
+            for part_r in np.split(order_R, edges)
+            if len(part_r)
+        ]
+        pieces = pieces or [self._batches[0].column(index).slice(0, 0)]
+        return pa.concat_arrays(pieces).take(pa.array(np.argsort(order_R)))
 
     def _slice(self, begin: int, end: int) -> pa.RecordBatch:
         pieces = []

@@ -1,0 +1,81 @@
+"""Items gathered from many mapped batches are those that Arrow takes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miner.data import DatasetConfig, RowStore, ingest
+from miner.data.gather import ColumnGather
+from miner.errors import DatasetError
+
+KINDS: dict[Any, st.SearchStrategy[Any]] = {
+    pa.int8(): st.integers(-128, 127),
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.float32(): st.floats(width=32, allow_nan=False),
+    pa.timestamp("ms"): st.integers(0, 2**40),
+    pa.binary(): st.binary(max_size=9),
+    pa.string(): st.text(max_size=5),
+}
+OTHERS = [pa.bool_(), pa.list_(pa.int32()), pa.large_binary(), pa.struct([("x", pa.int8())])]
+
+
+@given(data=st.data(), kind=st.sampled_from(list(KINDS)))
+def test_gathered_items_are_those_that_arrow_takes(data: st.DataObject, kind: Any) -> None:
+    values = data.draw(st.lists(st.lists(KINDS[kind], max_size=6), min_size=1, max_size=4))
+    chunks = [pa.array(chunk, kind) for chunk in values]
+    gather = ColumnGather.of(chunks)
+    assert gather is not None
+    places = [(number, item) for number, chunk in enumerate(values) for item in range(len(chunk))]
+    asked = data.draw(st.lists(st.sampled_from(places), max_size=12)) if places else []
+    chunk_ids, items = np.array(asked, np.int64).reshape(-1, 2).T
+    taken = gather.take(np.ascontiguousarray(chunk_ids), np.ascontiguousarray(items))
+    taken.validate(full=True)
+    assert taken.equals(pa.array([chunks[c][i].as_py() for c, i in asked], kind))
+
+
+@pytest.mark.parametrize("kind", OTHERS, ids=str)
+def test_columns_of_other_kinds_are_left_to_arrow(kind: Any) -> None:
+    assert ColumnGather.of([pa.array([], kind)]) is None
+
+
+def test_columns_with_nulls_are_left_to_arrow() -> None:
+    assert ColumnGather.of([pa.array([1, 2]), pa.array([3, None])]) is None
+
+
+def test_more_bytes_than_an_array_can_hold_are_left_to_arrow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("miner.data.gather.MAX_BYTES", 7)
+    gather = ColumnGather.of([pa.array([b"abcd"])])
+    assert gather is not None
+    twice = np.zeros(2, np.int64)
+    assert gather.take(twice[:1], twice[:1]).to_pylist() == [b"abcd"]
+    assert gather.take(twice, twice) is None
+
+
+def test_offsets_that_lead_outside_are_damage_and_no_crash(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "sample_id": range(100),
+            "identity": [i // 2 for i in range(100)],
+            "image": [b"pixels %02d" % i for i in range(100)],
+        }
+    )
+    pq.write_table(table, tmp_path / "data.parquet")
+    ingest(DatasetConfig(uri=str(tmp_path / "data.parquet")), tmp_path / "store")
+    offsets = np.arange(0, 101 * 9, 9, np.int32).tobytes()
+    payload = tmp_path / "store" / "payload.arrow"
+    content = payload.read_bytes()
+    at = content.index(offsets) + 4 * 50
+    payload.write_bytes(content[:at] + b"\xff\xff\xff\x7f" + content[at + 4 :])
+    store = RowStore.open(tmp_path / "store")
+    assert store.read(np.array([3, 7]))["image"].to_pylist() == [b"pixels 03", b"pixels 07"]
+    for row in (49, 50):
+        with pytest.raises(DatasetError, match=r"payload\.arrow: an item lies outside its column"):
+            store.read(np.array([row]))
