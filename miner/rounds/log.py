@@ -127,8 +127,12 @@ class RoundLog:
 
         Cost: O(bytes of the round) the first time; the last few rounds stay in memory.
         """
+        return self.round(round_id)[1]
+
+    def round(self, round_id: int) -> tuple[RoundManifest, Groups]:
+        """What `manifest` and `read` give, with one look at the disk."""
         self._require(round_id)
-        return self._groups(round_id)
+        return self._manifest(round_id), self._groups(round_id)
 
     def verify(self, *, hash_chunks: bool = True) -> list[str]:
         """Check every file and the chain of manifests; one line per problem, none if all is well.

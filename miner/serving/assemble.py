@@ -11,13 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from miner.core.ragged import ragged_arange
 from miner.errors import DamagedRoundError, RequestError, RunConflictError
 from miner.rounds import RoundLog, RoundManifest
-from miner.serving.encode import PAYLOAD_TAG, BatchValues, encode_batches, varint
+from miner.serving.arrow_stream import stream_pieces
+from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, RoundBytes, varint
 from miner.serving.plan import PlannedSteps, order_of
+from miner.serving.wire import messages_of
 from miner.types import Groups
 
 __all__ = ["BatchAssembler", "RowReader"]
@@ -43,13 +44,14 @@ class BatchAssembler:
         self.log = log
         self.row_store = row_store
 
-    def batches(
-        self, steps: PlannedSteps, rank: int, world_size: int, with_payload: bool
+    def messages(
+        self, steps: PlannedSteps, rank: int, world_size: int, with_payload: bool, max_bytes: int
     ) -> list[bytes]:
-        """One rank's shares of the batches of some planned steps, in the encoding of the wire.
+        """One rank's shares of the batches of some planned steps, as a stream's messages.
 
-        Guarantee: each has the same bytes whatever other steps are made with it. The ranks' shares
-        of a step are whole, consecutive groups, and together they are the batch.
+        Guarantee: a batch has the same bytes whatever other steps are made with it. The ranks'
+        shares of a step are whole, consecutive groups, and together they are the batch. No message
+        has more than ``max_bytes``.
 
         Raises:
             RoundExpiredError: If the steps' round is not kept any more.
@@ -63,12 +65,12 @@ class BatchAssembler:
         _require_enough(int(sizes_B.min()), rank, world_size)
         begins_B = np.cumsum(sizes_B) - sizes_B
         first_B, stop_B = sizes_B * rank // world_size, sizes_B * (rank + 1) // world_size
-        rows_S = np.diff(groups.row_offsets_G1)[groups_S]
+        rows_S = groups.row_offsets_G1[groups_S + 1] - groups.row_offsets_G1[groups_S]
         values_BF = np.stack(
             BatchValues(
                 step=steps.steps_B,
                 round_id=np.full_like(sizes_B, manifest.round_id),
-                model_step=np.full_like(sizes_B, steps.stride.model_step),
+                model_step=np.full_like(sizes_B, steps.round.model_step),
                 staleness_steps=steps.staleness_B,
                 over_stale=steps.over_stale_B.astype(np.int64),
                 pass_number=steps.batches_B3[:, 0],
@@ -79,54 +81,50 @@ class BatchAssembler:
             axis=1,
         )
         shares_B2 = begins_B[:, None] + np.stack((first_B, stop_B), axis=1)
-        encoded = encode_batches(groups, groups_S, shares_B2, values_BF, manifest.strategy)
-        if not with_payload:
-            return encoded
-        return [
-            b"".join((content, *self._payload(groups, groups_S[begin:end])))
-            for content, (begin, end) in zip(encoded, shares_B2.tolist(), strict=True)
-        ]
+        payloads = []
+        if with_payload:
+            payloads = [
+                self._payload(groups, groups_S[begin:end]) for begin, end in shares_B2.tolist()
+            ]
+        following_B = None
+        if with_payload:
+            following_B = np.array([sum(map(len, pieces)) for pieces in payloads], np.int64)
+        columns = RoundBytes.of(groups, manifest.strategy)
+        batches = Batches(columns, groups_S, shares_B2, values_BF, following_B)
+        return messages_of(batches, payloads, max_bytes)
 
     def _round_of(self, steps: PlannedSteps) -> tuple[RoundManifest, Groups]:
-        stride = steps.stride
-        manifest = self.log.manifest(stride.round_id)
-        if manifest.sha256 != stride.round_sha256:
+        planned = steps.round
+        manifest, groups = self.log.round(planned.round_id)
+        if manifest.sha256 != planned.sha256:
             raise DamagedRoundError(
-                f"step {steps.first_step} was planned on round {stride.round_id} with digest "
-                f"{stride.round_sha256}, the log holds one with {manifest.sha256}: rounds were "
+                f"step {steps.first_step} was planned on round {planned.round_id} with digest "
+                f"{planned.sha256}, the log holds one with {manifest.sha256}: rounds were "
                 "replaced; start a run under another run_id"
             )
-        return manifest, self.log.read(stride.round_id)
+        return manifest, groups
 
-    def _payload(
-        self, groups: Groups, groups_s: npt.NDArray[np.int64]
-    ) -> tuple[bytes, bytes, memoryview]:
+    def _payload(self, groups: Groups, groups_s: npt.NDArray[np.int64]) -> list[memoryview]:
         """The field, encoded, in pieces: an Arrow IPC stream of the distinct rows, ascending."""
         if self.row_store is None:
             raise RequestError("with_payload: this service has no row store to send samples from")
         begins_s = groups.row_offsets_G1[groups_s]
         position, owner = ragged_arange(groups.row_offsets_G1[groups_s + 1] - begins_s)
-        rows = self.row_store.read(np.unique(groups.row_ids_R[begins_s[owner] + position]))
-        measured = pa.MockOutputStream()
-        _write_stream(measured, rows)
-        content = pa.allocate_buffer(measured.size())  # one that grows would be copied over
-        with pa.FixedSizeBufferWriter(content) as sink:
-            _write_stream(sink, rows)
-        return varint(PAYLOAD_TAG), varint(content.size), memoryview(content)
-
-
-def _write_stream(sink: Any, rows: Any) -> None:
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_batch(rows)
+        ascending = np.sort(groups.row_ids_R[begins_s[owner] + position])
+        is_first = np.concatenate(([True], ascending[1:] != ascending[:-1]))
+        rows = self.row_store.read(ascending[is_first])
+        pieces = stream_pieces(rows)
+        frame = varint(PAYLOAD_TAG) + varint(sum(map(len, pieces)))
+        return [memoryview(frame), *pieces]
 
 
 def _groups_of(steps: PlannedSteps, num_groups: int) -> npt.NDArray[np.int64]:
     """[S] int64 the groups of all these batches, one batch after the other."""
     passes_B, begins_B, ends_B = steps.batches_B3.T
     edges = [0, *(np.flatnonzero(np.diff(passes_B)) + 1).tolist(), len(passes_B)]
-    stride, parts = steps.stride, []
+    parts = []
     for first, stop in pairwise(edges):  # within a pass batches follow one another
-        order_G = order_of(num_groups, steps.run.seed, stride.round_id, int(passes_B[first]))
+        order_G = order_of(num_groups, steps.run.seed, steps.round.round_id, int(passes_B[first]))
         parts.append(order_G[begins_B[first] : ends_B[stop - 1]])
     return np.concatenate(parts)
 

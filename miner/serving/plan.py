@@ -12,8 +12,9 @@ Shape legend: G = groups of a round, B = steps.
 from __future__ import annotations
 
 import re
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,14 +28,17 @@ __all__ = [
     "RUN_KEYS",
     "PlannedSteps",
     "RoundInfo",
+    "RoundRef",
     "RunParameters",
-    "StepPlan",
     "Stride",
     "Waiting",
     "next_stride",
     "order_of",
 ]
 
+_KEPT_GROUPS = 4_000_000
+_orders: OrderedDict[tuple[int, int, int, int], npt.NDArray[np.int64]] = OrderedDict()
+_orders_lock = threading.Lock()
 _RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
@@ -90,32 +94,13 @@ class Waiting:
     reason: str
 
 
-class StepPlan(NamedTuple):
-    """The global batch of one step: ``order_of(...)[begin:end]`` of the round's groups.
+class RoundRef(NamedTuple):
+    """Which round feeds some steps; the fields are as in `RoundInfo`."""
 
-    Attributes:
-        step: Optimizer step of the run.
-        round_id: The round.
-        round_sha256: Digest of its manifest.
-        model_step: Optimizer step of the weights that mined it.
-        staleness_steps: ``step - model_step``, at least 0.
-        over_stale: Whether that is above the run's bound.
-        seed: The run's seed.
-        pass_number: How often the run went through the round before.
-        begin: First position in the permuted order.
-        end: Position after the last.
-    """
-
-    step: int
     round_id: int
-    round_sha256: str
+    sha256: str
     model_step: int
-    staleness_steps: int
-    over_stale: bool
-    seed: int
-    pass_number: int
-    begin: int
-    end: int
+    fresh_from: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +109,14 @@ class PlannedSteps:
 
     Attributes:
         run: The run.
-        stride: That of the first step; all are of its round.
+        round: The round.
         first_step: The first of the steps.
-        batches_B3: [B, 3] int64, of each step ``(pass_number, begin, end)``.
+        batches_B3: [B, 3] int64, of each step ``(pass_number, begin, end)``: it is fed by
+            ``order_of(...)[begin:end]`` of the round's groups.
     """
 
     run: RunParameters
-    stride: Stride
+    round: RoundRef
     first_step: int
     batches_B3: npt.NDArray[np.int64]
 
@@ -147,40 +133,15 @@ class PlannedSteps:
     @property
     def staleness_B(self) -> npt.NDArray[np.int64]:
         """[B] int64 ``step - model_step``, at least 0."""
-        return np.maximum(0, self.steps_B - self.stride.model_step)
+        return np.maximum(0, self.steps_B - self.round.model_step)
 
     @property
     def over_stale_B(self) -> npt.NDArray[np.bool_]:
         """[B] whether that is above the run's bound."""
-        bound, fresh_from = self.run.max_staleness_steps, self.stride.fresh_from
+        bound, fresh_from = self.run.max_staleness_steps, self.round.fresh_from
         if bound == 0 or fresh_from is None:
             return np.zeros(self.num_steps, np.bool_)
         return self.steps_B - fresh_from > bound
-
-    def plans(self) -> list[StepPlan]:
-        """The same, step by step."""
-        columns = zip(
-            self.steps_B.tolist(),
-            self.staleness_B.tolist(),
-            self.over_stale_B.tolist(),
-            self.batches_B3.tolist(),
-            strict=True,
-        )
-        return [
-            StepPlan(
-                step=step,
-                round_id=self.stride.round_id,
-                round_sha256=self.stride.round_sha256,
-                model_step=self.stride.model_step,
-                staleness_steps=staleness_steps,
-                over_stale=over_stale,
-                seed=self.run.seed,
-                pass_number=pass_number,
-                begin=begin,
-                end=end,
-            )
-            for step, staleness_steps, over_stale, (pass_number, begin, end) in columns
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +185,11 @@ class Stride:
     def end_step(self) -> int:
         """The step after its last."""
         return self.first_step + len(self.batches)
+
+    def planned(self, run: RunParameters) -> PlannedSteps:
+        """Its steps, as steps of that run."""
+        of = RoundRef(self.round_id, self.round_sha256, self.model_step, self.fresh_from)
+        return PlannedSteps(run, of, self.first_step, np.array(self.batches, np.int64))
 
     def to_json(self) -> dict[str, Any]:
         """The record of this stride; `from_json` gives an equal one back."""
@@ -283,11 +249,22 @@ def next_stride(
     )
 
 
-@lru_cache(maxsize=8)
 def order_of(num_groups: int, seed: int, round_id: int, pass_number: int) -> npt.NDArray[np.int64]:
-    """[G] int64, read-only: the order in which a run's pass goes through a round's groups."""
+    """[G] int64, read-only: the order in which a run's pass goes through a round's groups.
+
+    Those asked for last are kept, of four million groups together.
+    """
+    asked = (num_groups, seed, round_id, pass_number)
+    with _orders_lock:
+        if asked in _orders:
+            _orders.move_to_end(asked)
+            return _orders[asked]
     order_G = group_order(num_groups, seed=seed, round_id=round_id, pass_number=pass_number)
     order_G.setflags(write=False)
+    with _orders_lock:
+        _orders[asked] = order_G
+        while len(_orders) > 1 and sum(map(len, _orders.values())) > _KEPT_GROUPS:
+            _orders.popitem(last=False)
     return order_G
 
 

@@ -42,7 +42,6 @@ from miner.serving.plan import (
     PlannedSteps,
     RoundInfo,
     RunParameters,
-    StepPlan,
     Stride,
     Waiting,
     next_stride,
@@ -53,7 +52,7 @@ __all__ = ["MAX_STRIDES_AHEAD", "Run", "RunParameters", "RunStore"]
 logger = logging.getLogger(__name__)
 
 MAX_STRIDES_AHEAD = 64
-_STRIDES_IN_MEMORY = 8
+_STRIDES_IN_MEMORY = 256  # of some kilobytes; all ranks that resume read the same ones
 
 
 class Run:
@@ -95,26 +94,19 @@ class Run:
         except (OSError, ValueError) as exc:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
 
-    def plan(self, step: int, log: RoundLog) -> StepPlan | Waiting:
+    def plan_some(self, step: int, most: int, log: RoundLog) -> PlannedSteps | Waiting:
         """Which groups feed ``step``; the same answer for ever, to every rank, after any restart.
 
         Strides that are missing up to ``step`` are planned on the newest sealed round, and are on
-        the disk when this returns.
+        the disk when this returns. With it come the steps after it that are planned on the same
+        round already, up to ``most`` in all: what is not planned may still get a newer round.
 
         Raises:
             StepRangeError: If ``step`` is negative or more than 64 strides ahead of the plan.
             RunConflictError: If a group of the newest round does not fit the run's batches.
             DamagedRoundError: If the log is not the one that the run was planned on.
             RoundLogError: If the plan is damaged.
-            DiskError: If it cannot be written.
-        """
-        steps = self.plan_some(step, 1, log)
-        return steps if isinstance(steps, Waiting) else steps.plans()[0]
-
-    def plan_some(self, step: int, most: int, log: RoundLog) -> PlannedSteps | Waiting:
-        """As :meth:`plan`, and the steps after it that are planned on the same round, if at all.
-
-        Up to ``most`` in all. Nothing more is planned for them: they may still get a newer round.
+            DiskError: If it cannot be read or written.
         """
         self._require_reachable(step)
         if step >= self.planned_steps:
@@ -128,14 +120,16 @@ class Run:
                     self._add(offset, stride)
                     reach("runs.plan.recorded")
         number = bisect_right(self._index, step, key=lambda entry: entry[0]) - 1
-        stride = self._stride(number)
-        batches = list(stride.batches[step - stride.first_step :])
-        for following, (_, round_id, _) in enumerate(self._index[number + 1 :], number + 1):
-            if len(batches) >= most or round_id != stride.round_id:
+        first = self._stride(number)
+        parts = [first.batches_B3[step - first.first_step :]]
+        num_steps = len(parts[0])
+        for following in range(number + 1, len(self._index)):
+            if num_steps >= most or self._index[following][1] != first.round.round_id:
                 break
-            batches += self._stride(following).batches
-        batches_B3 = np.array(batches[:most], np.int64)
-        return PlannedSteps(self.parameters, stride, step, batches_B3)
+            parts.append(self._stride(following).batches_B3)
+            num_steps += len(parts[-1])
+        batches_B3 = np.concatenate(parts)[:most]
+        return PlannedSteps(self.parameters, first.round, step, batches_B3)
 
     def commit(self, step: int) -> int:
         """Note durably that the trainer's newest checkpoint holds steps [0, step).
@@ -200,8 +194,9 @@ class Run:
         self._index.append((stride.first_step, stride.round_id, offset))
         self._last = stride
 
-    def _load_stride(self, number: int) -> Stride:
-        return Stride.from_json(self._journal.read(self._index[number][2]))
+    def _load_stride(self, number: int) -> PlannedSteps:
+        record = self._journal.read(self._index[number][2])
+        return Stride.from_json(record).planned(self.parameters)
 
     def _next_stride(self, log: RoundLog) -> Stride | Waiting:
         round_id = log.newest()

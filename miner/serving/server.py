@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from miner.data.row_store import RowStore
 from miner.rounds import RoundLog
 from miner.serving.access import Access
+from miner.serving.allocator import keep_freed_memory
 from miner.serving.backend import Backend
 from miner.serving.binding import check_binding
 from miner.serving.config import ServingConfig
@@ -110,6 +111,7 @@ async def start_server(
             `check_binding` refuses.
     """
     check_binding(config)
+    keep_freed_memory()
     difficulties = DifficultyBook(log.root, row_store.manifest.num_identities)
     server = MiningServer(config, Parts(config, log, runs, row_store, difficulties, backend))
     await server.start()

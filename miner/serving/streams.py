@@ -9,18 +9,24 @@ from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from miner.errors import RunConflictError
 from miner.failpoints import reach
 from miner.serving.assemble import BatchAssembler
 from miner.serving.metrics.meters import ServingMeters
 from miner.serving.outbox import Outbox, Wait
 from miner.serving.plan import Waiting
 from miner.serving.runs import Run
-from miner.serving.wire import messages_of
+from miner.serving.wire import joined
 from protos.coalface.v1 import mining_pb2
 
 __all__ = ["StreamSource", "TripletStream"]
 
-POLL_S = 0.25  # how soon a stream that waits notices a new round
+POLL_S = 0.25
+"""How soon a stream that waits notices a new round."""
+ROW_BYTES = 64
+"""Of a batch without samples, as a rule at most; a round of many triplets has more."""
+AHEAD = 4
+"""Messages that are made at a time, while as many are sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +52,11 @@ class TripletStream:
         self._run = run
         self._request = request
         self._max_message_bytes = max_message_bytes
-        self._outbox = Outbox(max_message_bytes)
-        self._at_a_time = 1  # as many as fill a message, once it is known how large they are
+        self._outbox = Outbox(max_message_bytes * AHEAD)
+        largest = (
+            max_message_bytes if request.with_payload else run.parameters.batch_rows * ROW_BYTES
+        )
+        self._at_a_time = max(1, max_message_bytes // largest)  # until it is known
         self._cut: deque[bytes] = deque()
         self._wait = Wait(request.first_step, "its batch is being read")
         self._ended_early = False
@@ -58,28 +67,34 @@ class TripletStream:
         Raises:
             RunError, RoundLogError: What makes a step impossible; the steps before it still go.
         """
-        begin = self._request.first_step
+        step = self._request.first_step
+        stop = step + self._request.num_steps
+        making = self._begin(step, stop)
         try:
-            step, stop = begin, begin + self._request.num_steps
-            while step < stop and not self._ended_early:
-                batches = await self._next(step, min(stop - step, self._at_a_time))
-                for batch in batches:
-                    await self._outbox.put(batch)
-                step += len(batches)
-                num_bytes = sum(map(len, batches))
-                self._at_a_time = max(1, self._max_message_bytes * len(batches) // num_bytes)
+            while not self._ended_early:
+                num_steps, messages = await making
+                step += num_steps
+                num_bytes = sum(map(len, messages))
+                self._at_a_time = AHEAD * max(1, self._max_message_bytes * num_steps // num_bytes)
+                if step < stop:
+                    making = self._begin(step, stop)  # while these are sent
+                for message in messages:
+                    await self._outbox.put(message)
+                if step == stop:
+                    break
         finally:
+            making.cancel()
             self._outbox.close()
 
     async def next_message(self, heartbeat_s: float) -> bytes | None:
         """The next message, encoded; a heartbeat if no batch is ready in time; None at the end."""
         if self._cut:
             return self._cut.popleft()
-        batches = await self._outbox.take(heartbeat_s)
-        if batches is None:
+        ready = await self._outbox.take(heartbeat_s, self._max_message_bytes)
+        if ready is None:
             return None
-        if batches:
-            self._cut.extend(messages_of(batches, self._max_message_bytes))
+        if ready:
+            self._cut.extend(joined(ready))
             return self._cut.popleft()
         heartbeat = mining_pb2.Heartbeat(next_step=self._wait.step, reason=self._wait.reason)
         message: bytes = mining_pb2.StreamTripletsResponse(heartbeat=heartbeat).SerializeToString()
@@ -90,8 +105,13 @@ class TripletStream:
         self._ended_early = True
         self._outbox.close()
 
-    async def _next(self, step: int, most: int) -> list[bytes]:
-        """The batches of this step and of some that follow it."""
+    def _begin(self, step: int, stop: int) -> asyncio.Task[tuple[int, list[bytes]]]:
+        making = asyncio.create_task(self._next(step, min(stop - step, self._at_a_time)))
+        making.add_done_callback(_look_at)
+        return making
+
+    async def _next(self, step: int, most: int) -> tuple[int, list[bytes]]:
+        """How many steps from this one on are made, and their messages."""
         loop = asyncio.get_running_loop()
         self._wait = Wait(step, "its batch is being read")
         while True:
@@ -102,16 +122,31 @@ class TripletStream:
             with self._source.meters.waiting("round"):
                 await asyncio.sleep(POLL_S)
 
-    def _make(self, step: int, most: int) -> list[bytes] | Waiting:
+    def _make(self, step: int, most: int) -> tuple[int, list[bytes]] | Waiting:
         """Plan (durably) and assemble some steps. Blocks; runs in the pool."""
         reach("streams.batch.begin")
         steps = self._run.plan_some(step, most, self._source.assembler.log)
         if isinstance(steps, Waiting):
             return steps
         request = self._request
-        batches = self._source.assembler.batches(
-            steps, request.rank, request.world_size, request.with_payload
-        )
+        try:
+            messages = self._source.assembler.messages(
+                steps,
+                request.rank,
+                request.world_size,
+                request.with_payload,
+                self._max_message_bytes,
+            )
+        except RunConflictError:
+            if steps.num_steps == 1:
+                raise
+            return self._make(step, 1)  # a later step is impossible: this one may not be
         reach("streams.batch.made")
         self._source.meters.made_steps(steps.staleness_B, steps.over_stale_B)
-        return batches
+        return steps.num_steps, messages
+
+
+def _look_at(task: asyncio.Task[tuple[int, list[bytes]]]) -> None:
+    """An error in what nobody waits for any more is no news."""
+    if not task.cancelled():
+        task.exception()

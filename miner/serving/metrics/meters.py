@@ -95,8 +95,7 @@ class ServingMeters:
             "Seconds that streams waited for their client to read, or for a round to be sealed.",
             "waiting_for",
         )
-        for what in ("client", "round"):
-            self._stalled.labels(what)
+        self._stalls = {what: self._stalled.labels(what) for what in ("client", "round")}
         self._refused = counter(
             "weights_refused", "Announced or uploaded weights that were not accepted.", "kind"
         )
@@ -126,7 +125,7 @@ class ServingMeters:
         try:
             yield
         finally:
-            self._stalled.labels(what).inc(time.monotonic() - begin_s)
+            self._stalls[what].inc(time.monotonic() - begin_s)
 
     @contextmanager
     def refused_weights(self) -> Iterator[None]:

@@ -19,10 +19,10 @@ def make_state(root: Path) -> tuple[Path, Path]:
     state, store = root / "log", root / "store"
     log, runs = RoundLog(state), RunStore(state, stride_steps=4)
     for run_id in ("run-1", "run-2"):
-        runs.open(RunParameters(run_id, batch_rows=24, seed=5))[0].plan(7, log)
+        runs.open(RunParameters(run_id, batch_rows=24, seed=5))[0].plan_some(7, 1, log)
     for round_id in (4, 5):
         seal_round(root, round_id, num_groups=12)
-    runs.get("run-1").plan(13, log)
+    runs.get("run-1").plan_some(13, 1, log)
     runs.get("run-1").commit(9)
     RoundWriter.open(log).retain(2, {3})
     snapshots = SnapshotStore(state / "snapshots")

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from miner.rounds import RoundLog, RoundsConfig, RoundWriter
-from miner.serving.plan import StepPlan
 from miner.serving.runs import RunParameters, RunStore
 from tests.miner.rounds.round_samples import make_draft, make_groups
+from tests.miner.serving.step_plans import StepPlan, plan_step
 
 CALLS = ("fsync", "mkdir", "pwrite", "rename", "replace", "rmdir", "unlink")
 LOST_BYTES = 7
@@ -83,7 +83,7 @@ def open_run(root: Path, say: Say) -> None:
 def plan(root: Path, say: Say) -> None:
     run = RunStore(root, 4).get("r")
     for step in range(10):
-        answer = run.plan(step, RoundLog(root))
+        answer = plan_step(run, step, RoundLog(root))
         assert isinstance(answer, StepPlan)
         say(answer._asdict())
 

@@ -15,13 +15,14 @@ from miner.data import DatasetConfig, RowStore, ingest
 from miner.errors import DamagedRoundError, RequestError, RoundExpiredError, RunConflictError
 from miner.rounds import RoundLog
 from miner.serving.assemble import BatchAssembler
-from miner.serving.encode import BatchValues, encode_batches
+from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, RoundBytes, varint
 from miner.serving.plan import PlannedSteps, RunParameters, order_of
 from miner.serving.runs import RunStore
-from miner.serving.wire import messages_of
+from miner.serving.wire import joined, messages_of
 from miner.types import Groups
 from protos.coalface.v1 import mining_pb2
 from tests.miner.rounds.round_samples import make_draft, make_groups, make_log
+from tests.miner.serving.step_plans import step_plans
 
 
 def plan_of(root: Path, log: RoundLog, step: int, *, batch_rows: int = 40) -> PlannedSteps:
@@ -36,8 +37,25 @@ def made(
     assembler: BatchAssembler, plan: PlannedSteps, rank: int, world_size: int, with_payload: bool
 ) -> Any:
     """One rank's share of one step, as a client reads it."""
-    (content,) = assembler.batches(plan, rank, world_size, with_payload)
-    return mining_pb2.Batch.FromString(content)
+    (batch,) = read(assembler.messages(plan, rank, world_size, with_payload, 2**20))
+    return batch
+
+
+def read(messages: list[bytes]) -> list[Any]:
+    """The batches of some messages, as a client reads them."""
+    batches, parts = [], b""
+    for content in messages:
+        message = mining_pb2.StreamTripletsResponse.FromString(content)
+        batches += message.batches
+        if message.HasField("part"):
+            assert message.part.offset == len(parts)
+            parts += message.part.content
+            if len(parts) == message.part.total_bytes:
+                batches.append(mining_pb2.Batch.FromString(parts))
+                assert batches[-1].step == message.part.step
+                parts = b""
+    assert not parts
+    return batches
 
 
 def triplets_of(batch: Any) -> list[tuple[int, ...]]:
@@ -73,8 +91,12 @@ def test_protobuf_reads_what_is_encoded_and_would_write_the_same(
     shares = np.stack((ends - sizes, ends), axis=1)
     numbers[BatchValues._fields.index("over_stale")] %= 2
     values = dict(zip(BatchValues._fields, numbers, strict=True))
-    encoded = encode_batches(groups, taken, shares, np.array([numbers] * len(sizes)), strategy)
-    for (begin, end), content in zip(shares, encoded, strict=True):
+    batches = Batches(
+        RoundBytes.of(groups, strategy), taken, shares, np.array([numbers] * len(sizes))
+    )
+    (message,) = messages_of(batches, [], 2**20)
+    assert len(message) == batches.sizes_B.sum()
+    for (begin, end), batch in zip(shares, read([message]), strict=True):
         share = groups.take(taken[begin:end])
         starts = np.repeat(share.row_offsets_G1[:-1], np.diff(share.triplet_offsets_G1))
         wanted = mining_pb2.Batch(
@@ -90,27 +112,44 @@ def test_protobuf_reads_what_is_encoded_and_would_write_the_same(
             similarities_an=share.similarities_an_T.astype("<f4").tobytes(),
             tiers=share.tiers_T.tobytes(),
         )
-        assert mining_pb2.Batch.FromString(content) == wanted
+        assert batch == wanted
 
 
-@settings(max_examples=40, deadline=None)
-@given(sizes=st.lists(st.integers(1, 400), min_size=1, max_size=6), most=st.integers(100, 500))
-def test_messages_hold_the_batches_whole_or_in_parts(sizes: list[int], most: int) -> None:
-    batches = [
-        mining_pb2.Batch(step=step, row_ids=bytes(size)).SerializeToString()
-        for step, size in enumerate(sizes)
-    ]
-    read = [
-        mining_pb2.StreamTripletsResponse.FromString(message)
-        for message in messages_of(batches, most)
-    ]
-    if len(batches) == 1 and len(batches[0]) > most:
-        assert max(message.ByteSize() for message in read) <= most
-        assert b"".join(message.part.content for message in read) == batches[0]
-        assert {message.part.total_bytes for message in read} == {len(batches[0])}
-    else:
-        (message,) = read
-        assert [batch.SerializeToString() for batch in message.batches] == batches
+@settings(max_examples=60, deadline=None)
+@given(
+    num_groups=st.lists(st.integers(0, 6), min_size=1, max_size=9),
+    payloads=st.lists(st.lists(st.binary(max_size=400), max_size=4), min_size=9, max_size=9),
+    with_payload=st.booleans(),
+    most=st.integers(100, 1500),
+)
+def test_messages_hold_the_batches_whole_or_in_parts(
+    num_groups: list[int], payloads: list[list[bytes]], with_payload: bool, most: int
+) -> None:
+    groups, ends = make_groups(12, seed=1), np.cumsum(num_groups)
+    taken = np.arange(ends[-1]) % 12
+    shares = np.stack((ends - num_groups, ends), axis=1)
+    values = np.zeros((len(num_groups), len(BatchValues._fields)), np.int64)
+    values[:, BatchValues._fields.index("step")] = np.arange(len(num_groups)) + 5
+    fields, following = [], None
+    if with_payload:
+        for pieces in payloads[: len(num_groups)]:
+            content = b"".join(pieces)
+            frame = varint(PAYLOAD_TAG) + varint(len(content))
+            fields.append([memoryview(piece) for piece in (frame, *pieces)])
+        following = np.array([sum(map(len, field)) for field in fields])
+    batches = Batches(RoundBytes.of(groups, "hardest"), taken, shares, values, following)
+    messages = messages_of(batches, fields, most)
+    assert max(map(len, messages)) <= most
+    found = read(messages)
+    assert [batch.step for batch in found] == [5 + number for number in range(len(num_groups))]
+    for number, batch in enumerate(found):
+        begin, end = shares[number]
+        assert batch.row_ids == groups.take(taken[begin:end]).row_ids_R.tobytes()
+        assert batch.payload == (b"".join(payloads[number]) if with_payload else b"")
+    small = int(np.count_nonzero(batches.sizes_B <= most))
+    in_parts = sum(message.startswith(bytes([3 << 3 | 2])) for message in messages)
+    assert in_parts >= len(num_groups) - small
+    assert joined(messages) == messages if in_parts else read(joined(messages)) == found
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -122,7 +161,7 @@ def test_the_columns_of_all_ranks_hold_the_triplets_of_the_planned_groups(
     for step in range(4):
         plan = plan_of(tmp_path, log, step)
         batches = [made(assembler, plan, rank, world_size, False) for rank in range(world_size)]
-        (one,) = plan.plans()
+        (one,) = step_plans(plan)
         chosen = order_of(30, 1, 1, one.pass_number)[one.begin : one.end].tolist()
         whole = groups.take(np.array(chosen))
         triplets = [triplet for batch in batches for triplet in triplets_of(batch)]
@@ -231,13 +270,15 @@ def test_steps_made_together_have_the_bytes_of_each_by_itself(
     run, _ = RunStore(tmp_path, 16).open(RunParameters("together", batch_rows=40, seed=1))
     steps = run.plan_some(0, 16, log)
     assert isinstance(steps, PlannedSteps)
-    assert {plan.pass_number for plan in steps.plans()} >= {0, 1}, "more than one pass"
+    assert set(steps.batches_B3[:, 0].tolist()) >= {0, 1}, "more than one pass"
     singles = [run.plan_some(step, 1, log) for step in range(16)]
     for rank, with_payload in ((0, False), (1, True)):
         assembler = BatchAssembler(log, row_store)
-        together = assembler.batches(steps, rank, 2, with_payload)
-        alone = [assembler.batches(one, rank, 2, with_payload)[0] for one in singles]
-        assert together == alone
+        together = assembler.messages(steps, rank, 2, with_payload, 3000)
+        alone = [made(assembler, one, rank, 2, with_payload) for one in singles]
+        assert [batch.SerializeToString() for batch in read(together)] == [
+            batch.SerializeToString() for batch in alone
+        ]
 
 
 def test_the_batch_of_an_expired_round_says_which_are_kept(tmp_path: Path) -> None:

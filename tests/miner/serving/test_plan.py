@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 
 from miner.errors import RequestError, RunConflictError
 from miner.serving.plan import (
-    PlannedSteps,
     RoundInfo,
     RunParameters,
-    StepPlan,
     Stride,
     Waiting,
     next_stride,
     order_of,
 )
 from tests.miner.rounds.round_samples import make_groups
+from tests.miner.serving.step_plans import StepPlan, step_plans
 
 
 def make_run(**changes: Any) -> RunParameters:
@@ -160,8 +159,7 @@ def test_an_exhausted_round_repeats_in_a_new_order_or_waits() -> None:
 
 
 def planned(stride: Stride, run: RunParameters, step: int) -> StepPlan:
-    batches = np.array(stride.batches)
-    return PlannedSteps(run, stride, stride.first_step, batches).plans()[step - stride.first_step]
+    return step_plans(stride.planned(run))[step - stride.first_step]
 
 
 def test_staleness_is_counted_from_the_rounds_weights_and_marked_above_the_bound() -> None:

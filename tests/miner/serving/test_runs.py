@@ -20,10 +20,11 @@ from miner.errors import (
     UnknownRunError,
 )
 from miner.rounds import RoundLog, RoundWriter
-from miner.serving.plan import RunParameters, StepPlan, Waiting
+from miner.serving.plan import RunParameters, Waiting
 from miner.serving.runs import Run, RunStore
 from tests.miner.rounds.killing import kill_everywhere
 from tests.miner.rounds.round_samples import make_draft, make_groups, make_log
+from tests.miner.serving.step_plans import StepPlan, plan_step
 
 RUN = RunParameters("r", batch_rows=16, seed=1)
 
@@ -37,7 +38,7 @@ def plan_file(root: Path) -> Path:
 
 
 def planned(run: Run, log: RoundLog, steps: int) -> list[StepPlan | Waiting]:
-    return [run.plan(step, log) for step in range(steps)]
+    return [plan_step(run, step, log) for step in range(steps)]
 
 
 ACTIONS = st.one_of(
@@ -67,7 +68,7 @@ def test_a_step_that_was_planned_keeps_its_plan_for_ever(
             elif action == "reload":
                 run, log = open_run(root), RoundLog(root)
             else:
-                plan = run.plan(action, log)
+                plan = plan_step(run, action, log)
                 assert isinstance(plan, StepPlan)
                 assert told.setdefault(action, plan) == plan
                 assert run.planned_steps % 4 == 0
@@ -104,7 +105,7 @@ def test_two_services_on_one_folder_take_turns_at_one_plan(tmp_path: Path) -> No
     runs = [open_run(tmp_path) for _ in range(2)]
     told = []
     for stride in range(6):
-        told += [runs[stride % 2].plan(4 * stride + i, log) for i in range(4)]
+        told += [plan_step(runs[stride % 2], 4 * stride + i, log) for i in range(4)]
         writer.seal(make_groups(10, seed=stride), make_draft())
     assert [plan.round_id for plan in told if isinstance(plan, StepPlan)][::4] == [1, 2, 3, 4, 5, 6]
     assert [planned(run, log, 24) for run in runs] == [told, told]
@@ -121,7 +122,7 @@ def test_a_plan_is_on_the_disk_before_it_is_told(
         synced.append(os.pread(descriptor, 10_000, 0))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    assert isinstance(run.plan(0, log), StepPlan)
+    assert isinstance(plan_step(run, 0, log), StepPlan)
     assert synced == [plan_file(tmp_path).read_bytes()] != [b""]
 
 
@@ -136,14 +137,14 @@ def test_a_plan_that_the_disk_refuses_is_not_told(
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(RoundLogError, match="No space left on device"):
-        run.plan(0, log)
+        plan_step(run, 0, log)
     monkeypatch.undo()
     assert run.planned_steps == 0
     writer.seal(make_groups(9, seed=2), make_draft())
-    plan = run.plan(0, log)
+    plan = plan_step(run, 0, log)
     assert isinstance(plan, StepPlan)
     assert plan.round_id == 2
-    assert open_run(tmp_path).plan(0, log) == plan
+    assert plan_step(open_run(tmp_path), 0, log) == plan
 
 
 def test_a_kill_at_every_step_of_planning_changes_nothing_that_was_told(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_a_kill_at_every_step_of_opening_leaves_a_whole_run_or_none(tmp_path: Pa
         store = RunStore(remains.root, 4)
         run, created = store.open(RunParameters("r", batch_rows=16))
         assert not (created and remains.answers)
-        assert isinstance(run.plan(0, RoundLog(remains.root)), StepPlan)
+        assert isinstance(plan_step(run, 0, RoundLog(remains.root)), StepPlan)
         assert sorted(path.name for path in (remains.root / "runs").iterdir()) == [".LOCK", "r"]
         outcomes.add(created)
     assert outcomes == {True, False}
@@ -177,7 +178,7 @@ def test_a_kill_at_every_step_of_opening_leaves_a_whole_run_or_none(tmp_path: Pa
 
 def test_a_kill_at_every_step_of_a_commit_leaves_the_old_step_or_the_new(tmp_path: Path) -> None:
     log, _ = make_log(tmp_path / "state", num_rounds=1)
-    open_run(tmp_path / "state").plan(3, log)
+    plan_step(open_run(tmp_path / "state"), 3, log)
     for remains in kill_everywhere("commit", tmp_path / "state", tmp_path / "work"):
         told = max(remains.answers, default=0)
         assert told <= open_run(remains.root).committed_step <= (3 if told else 2)
@@ -186,36 +187,36 @@ def test_a_kill_at_every_step_of_a_commit_leaves_the_old_step_or_the_new(tmp_pat
 def test_nothing_is_planned_before_the_first_round(tmp_path: Path) -> None:
     log, writer = make_log(tmp_path, num_rounds=0)
     run = open_run(tmp_path)
-    assert run.plan(0, log) == Waiting("no round has been sealed yet")
+    assert plan_step(run, 0, log) == Waiting("no round has been sealed yet")
     writer.seal(make_groups(9), make_draft())
-    assert isinstance(run.plan(0, log), StepPlan)
+    assert isinstance(plan_step(run, 0, log), StepPlan)
 
 
 def test_a_used_up_round_waits_for_the_next_and_goes_on_without_a_gap(tmp_path: Path) -> None:
     log, writer = make_log(tmp_path, num_rounds=1, num_groups=3)
     run = open_run(tmp_path, exhausted="wait")
-    steps = [run.plan(step, log) for step in range(3)]
+    steps = [plan_step(run, step, log) for step in range(3)]
     end = next(i for i, step in enumerate(steps) if isinstance(step, Waiting))
     assert run.planned_steps == end
     writer.seal(make_groups(5, seed=2), make_draft())
-    after = run.plan(end, log)
+    after = plan_step(run, end, log)
     assert isinstance(after, StepPlan)
     assert (after.round_id, after.begin) == (2, 0)
-    assert [run.plan(step, log) for step in range(end)] == steps[:end]
+    assert [plan_step(run, step, log) for step in range(end)] == steps[:end]
 
 
 def test_strides_in_between_are_planned_up_to_a_bound(tmp_path: Path) -> None:
     log, _ = make_log(tmp_path, num_rounds=1)
     run = open_run(tmp_path)
     with pytest.raises(StepRangeError, match=r"step 256 .* steps 0 to 255 can be asked for"):
-        run.plan(256, log)
+        plan_step(run, 256, log)
     with pytest.raises(StepRangeError, match="step -1"):
-        run.plan(-1, log)
+        plan_step(run, -1, log)
     assert run.planned_steps == 0
-    far = run.plan(255, log)
+    far = plan_step(run, 255, log)
     assert isinstance(far, StepPlan)
     assert (far.step, run.planned_steps) == (255, 256)
-    assert open_run(tmp_path).plan(255, log) == far
+    assert plan_step(open_run(tmp_path), 255, log) == far
 
 
 def test_another_stride_length_changes_only_what_is_not_planned_yet(tmp_path: Path) -> None:
@@ -223,26 +224,26 @@ def test_another_stride_length_changes_only_what_is_not_planned_yet(tmp_path: Pa
     before = planned(open_run(tmp_path, stride_steps=4), log, 8)
     run = open_run(tmp_path, stride_steps=3)
     assert planned(run, log, 8) == before
-    run.plan(8, log)
+    plan_step(run, 8, log)
     assert run.planned_steps == 11
 
 
 def test_damage_inside_a_plan_is_an_error_and_names_the_file(tmp_path: Path) -> None:
     log, _ = make_log(tmp_path, num_rounds=1)
     run = open_run(tmp_path)
-    run.plan(11, log)
+    plan_step(run, 11, log)
     content = bytearray(plan_file(tmp_path).read_bytes())
     content[60] ^= 1
     plan_file(tmp_path).write_bytes(content)
     with pytest.raises(RoundLogError, match=r"plan\.jsonl: the record at byte 0"):
         open_run(tmp_path)
     with pytest.raises(RoundLogError, match=r"plan\.jsonl: the record at byte 0"):
-        run.plan(0, log)
+        plan_step(run, 0, log)
 
 
 def test_a_lost_record_in_the_middle_is_an_error(tmp_path: Path) -> None:
     log, _ = make_log(tmp_path, num_rounds=1)
-    open_run(tmp_path).plan(11, log)
+    plan_step(open_run(tmp_path), 11, log)
     first, _, third = plan_file(tmp_path).read_bytes().splitlines(keepends=True)
     plan_file(tmp_path).write_bytes(first + third)
     with pytest.raises(RoundLogError, match="starts at step 8, not at 4"):
@@ -253,12 +254,12 @@ def test_a_log_that_was_replaced_under_a_run_is_noticed(tmp_path: Path) -> None:
     log, _ = make_log(tmp_path / "a", num_rounds=2)
     other, writer = make_log(tmp_path / "b", num_rounds=1)
     run = open_run(tmp_path)
-    run.plan(0, log)
+    plan_step(run, 0, log)
     with pytest.raises(DamagedRoundError, match=r"planned on round 2 .* newest is round 1"):
-        run.plan(4, other)
+        plan_step(run, 4, other)
     writer.seal(make_groups(10, seed=2), make_draft())
     with pytest.raises(DamagedRoundError, match="rounds were lost or replaced"):
-        run.plan(4, other)
+        plan_step(run, 4, other)
 
 
 def test_opening_again_finds_the_run_and_names_every_other_value(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_commits_never_move_backwards_and_survive(tmp_path: Path) -> None:
     log, _ = make_log(tmp_path, num_rounds=1)
     run = open_run(tmp_path)
     assert run.committed_step == 0
-    run.plan(7, log)
+    plan_step(run, 7, log)
     assert [run.commit(step) for step in (5, 3, 8, 0)] == [5, 5, 8, 8]
     assert open_run(tmp_path).committed_step == 8
     for step in (9, -1):
@@ -301,7 +302,7 @@ def test_rounds_from_the_committed_step_on_are_needed_and_retention_keeps_them(
     run, _ = store.open(RUN)
     assert store.needed_rounds(idle_run_s=60) == set()
     for stride in range(4):  # round i feeds steps 4 (i - 1) to 4 i - 1
-        run.plan(4 * stride, log)
+        plan_step(run, 4 * stride, log)
         writer.seal(make_groups(6, seed=stride), make_draft())
     assert store.needed_rounds(idle_run_s=60) == {1, 2, 3, 4}
     run.commit(7)
@@ -309,7 +310,7 @@ def test_rounds_from_the_committed_step_on_are_needed_and_retention_keeps_them(
     run.commit(8)
     assert writer.retain(2, store.needed_rounds(idle_run_s=60)) == [1, 2]
     assert log.sealed_ids() == [3, 4, 5]
-    assert isinstance(run.plan(8, log), StepPlan)
+    assert isinstance(plan_step(run, 8, log), StepPlan)
     run.commit(16)
     assert store.needed_rounds(idle_run_s=60) == {4}, "the plan goes on from there"
 
@@ -317,7 +318,7 @@ def test_rounds_from_the_committed_step_on_are_needed_and_retention_keeps_them(
 def test_a_run_that_is_idle_for_long_holds_nothing_back(tmp_path: Path) -> None:
     log, _ = make_log(tmp_path, num_rounds=1)
     store = RunStore(tmp_path, 4)
-    store.open(RUN)[0].plan(0, log)
+    plan_step(store.open(RUN)[0], 0, log)
     yesterday = time.time() - 86400
     for path in (tmp_path / "runs" / "r").iterdir():
         os.utime(path, (yesterday, yesterday))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from miner.serving.outbox import Outbox
 
-LIMIT = 1000
+LIMIT, TOGETHER = 1000, 700
 
 
 def batch(step: int, num_bytes: int) -> bytes:
@@ -33,7 +33,7 @@ async def pass_through(sizes: list[int], pauses: list[bool]) -> list[list[bytes]
         if slow:
             for _ in range(len(sizes)):
                 await asyncio.sleep(0)
-        taken = await outbox.take(5.0)
+        taken = await outbox.take(5.0, TOGETHER)
         if taken is None:
             break
         assert taken, "nothing came in 5 s"
@@ -52,7 +52,7 @@ def test_batches_keep_their_order_and_messages_their_bound(
     messages = asyncio.run(pass_through(sizes, pauses))
     assert [step_of(item) for message in messages for item in message] == list(range(len(sizes)))
     for message in messages:
-        assert len(message) == 1 or sum(len(item) for item in message) <= LIMIT
+        assert len(message) == 1 or sum(len(item) for item in message) <= TOGETHER
 
 
 def test_a_lone_batch_is_given_at_once() -> None:
@@ -60,7 +60,7 @@ def test_a_lone_batch_is_given_at_once() -> None:
         outbox = Outbox(LIMIT)
         begin_s = time.monotonic()
         await outbox.put(batch(0, 10))
-        taken = await outbox.take(5.0)
+        taken = await outbox.take(5.0, TOGETHER)
         assert taken is not None
         assert len(taken) == 1
         return time.monotonic() - begin_s
@@ -69,7 +69,7 @@ def test_a_lone_batch_is_given_at_once() -> None:
 
 
 def test_nothing_within_the_timeout_is_an_empty_list() -> None:
-    assert asyncio.run(Outbox(LIMIT).take(0.01)) == []
+    assert asyncio.run(Outbox(LIMIT).take(0.01, TOGETHER)) == []
 
 
 def test_closing_frees_a_blocked_producer_and_keeps_what_is_ready() -> None:
@@ -80,9 +80,9 @@ def test_closing_frees_a_blocked_producer_and_keeps_what_is_ready() -> None:
         await asyncio.sleep(0.01)
         assert not blocked.done()
         outbox.close()
-        ready = await outbox.take(1.0)
+        ready = await outbox.take(1.0, TOGETHER)
         await asyncio.wait_for(blocked, 1.0)
         assert ready is not None
-        return [step_of(item) for item in ready], await outbox.take(1.0)
+        return [step_of(item) for item in ready], await outbox.take(1.0, TOGETHER)
 
     assert asyncio.run(scene()) == ([0], None)

@@ -1,0 +1,36 @@
+"""Samples as an Arrow IPC stream, without a copy of them; knows no batch and no message."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = ["stream_pieces"]
+
+
+def stream_pieces(rows: Any) -> list[memoryview]:
+    """The stream of one record batch, in pieces; large ones are the batch's own buffers."""
+    sink = _Pieces()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+    return sink.pieces
+
+
+class _Pieces(io.RawIOBase):
+    def __init__(self) -> None:
+        self.pieces: list[memoryview] = []
+        self._num_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._num_bytes
+
+    def write(self, content: Any) -> int:
+        piece = memoryview(content).cast("B")
+        self.pieces.append(piece)
+        self._num_bytes += len(piece)
+        return len(piece)
