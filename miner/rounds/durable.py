@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from miner.errors import RoundLogError
+from miner.errors import DiskError
 from miner.failpoints import reach, reach_write
 
 __all__ = ["locked", "publish_folder", "replace_file", "sync_folder", "write_file"]
@@ -77,7 +77,7 @@ def locked(path: Path) -> Iterator[int]:
     The lock also holds among threads, and ends with the process however that dies.
 
     Raises:
-        RoundLogError: If another process holds it for `LOCK_PATIENCE_S`.
+        DiskError: If another process holds it for `LOCK_PATIENCE_S`.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -94,7 +94,7 @@ def _acquire(descriptor: int, path: Path) -> None:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             if time.monotonic() >= deadline_s:
-                raise RoundLogError(
+                raise DiskError(
                     f"{path} has been locked by another process for {LOCK_PATIENCE_S:g} s: end "
                     "the other service that uses this folder, or give this one another"
                 ) from exc

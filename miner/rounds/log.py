@@ -14,10 +14,12 @@ import hashlib
 import json
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 from miner.errors import DamagedRoundError, RoundExpiredError, RoundLogError
 from miner.rounds.checked import decode_object, encode_object
@@ -65,6 +67,7 @@ class RoundLog:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
         self._manifest = lru_cache(_MANIFESTS_IN_MEMORY)(self._load_manifest)
         self._groups = lru_cache(_ROUNDS_IN_MEMORY)(self._load_groups)
+        self._loading: defaultdict[int, Lock] = defaultdict(Lock)
 
     def _create(self, path: Path) -> None:
         try:
@@ -132,7 +135,8 @@ class RoundLog:
     def round(self, round_id: int) -> tuple[RoundManifest, Groups]:
         """What `manifest` and `read` give, with one look at the disk."""
         self._require(round_id)
-        return self._manifest(round_id), self._groups(round_id)
+        with self._loading[round_id]:  # or all who ask for it at once would load it
+            return self._manifest(round_id), self._groups(round_id)
 
     def verify(self, *, hash_chunks: bool = True) -> list[str]:
         """Check every file and the chain of manifests; one line per problem, none if all is well.

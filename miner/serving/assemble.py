@@ -7,7 +7,7 @@ whole numbers of a batch.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from miner.serving.plan import PlannedSteps, order_of
 from miner.serving.wire import messages_of
 from miner.types import Groups
 
-__all__ = ["BatchAssembler", "RowReader"]
+__all__ = ["BatchAssembler", "Made", "RowReader"]
 
 
 class RowReader(Protocol):
@@ -30,6 +30,13 @@ class RowReader(Protocol):
     def read(self, row_ids: npt.NDArray[np.int64], /) -> Any:
         """A record batch of column row_id and the payload columns, in the order asked for."""
         ...
+
+
+class Made(NamedTuple):
+    """Some steps, and their messages."""
+
+    steps: PlannedSteps
+    messages: list[bytes]
 
 
 class BatchAssembler:
@@ -44,54 +51,64 @@ class BatchAssembler:
         self.log = log
         self.row_store = row_store
 
-    def messages(
-        self, steps: PlannedSteps, rank: int, world_size: int, with_payload: bool, max_bytes: int
-    ) -> list[bytes]:
+    def messages(  # noqa: PLR0913 - each is needed
+        self,
+        steps: PlannedSteps,
+        rank: int,
+        world_size: int,
+        with_payload: bool,
+        *,
+        max_bytes: int,
+        enough_bytes: int,
+    ) -> Made:
         """One rank's shares of the batches of some planned steps, as a stream's messages.
 
         Guarantee: a batch has the same bytes whatever other steps are made with it. The ranks'
         shares of a step are whole, consecutive groups, and together they are the batch. No message
         has more than ``max_bytes``.
 
+        Returns:
+            Those of the first steps at least: up to one that is impossible, or until their samples
+            have ``enough_bytes``.
+
         Raises:
             RoundExpiredError: If the steps' round is not kept any more.
             DamagedRoundError: If it is damaged, or not the one that was planned on.
             RequestError: If the rank is wrong, or payload is asked for without a row store.
-            RunConflictError: If a batch has fewer groups than there are ranks.
+            RunConflictError: If the first batch has fewer groups than there are ranks.
         """
         manifest, groups = self._round_of(steps)
+        steps = _possible(steps, rank, world_size)
         groups_S = _groups_of(steps, groups.num_groups)
-        sizes_B = steps.batches_B3[:, 2] - steps.batches_B3[:, 1]
-        _require_enough(int(sizes_B.min()), rank, world_size)
+        sizes_B = steps.sizes_B
         begins_B = np.cumsum(sizes_B) - sizes_B
         first_B, stop_B = sizes_B * rank // world_size, sizes_B * (rank + 1) // world_size
-        rows_S = groups.row_offsets_G1[groups_S + 1] - groups.row_offsets_G1[groups_S]
-        values_BF = np.stack(
-            BatchValues(
-                step=steps.steps_B,
-                round_id=np.full_like(sizes_B, manifest.round_id),
-                model_step=np.full_like(sizes_B, steps.round.model_step),
-                staleness_steps=steps.staleness_B,
-                over_stale=steps.over_stale_B.astype(np.int64),
-                pass_number=steps.batches_B3[:, 0],
-                global_rows=np.add.reduceat(rows_S, begins_B),
-                global_groups=sizes_B,
-                first_group=first_B,
-            ),
-            axis=1,
-        )
         shares_B2 = begins_B[:, None] + np.stack((first_B, stop_B), axis=1)
-        payloads = []
+        payloads: list[list[memoryview]] = []
         if with_payload:
-            payloads = [
-                self._payload(groups, groups_S[begin:end]) for begin, end in shares_B2.tolist()
-            ]
-        following_B = None
-        if with_payload:
-            following_B = np.array([sum(map(len, pieces)) for pieces in payloads], np.int64)
-        columns = RoundBytes.of(groups, manifest.strategy)
-        batches = Batches(columns, groups_S, shares_B2, values_BF, following_B)
-        return messages_of(batches, payloads, max_bytes)
+            payloads = self._payloads(groups, groups_S, shares_B2, enough_bytes)
+            steps = steps.first(len(payloads))
+        num_steps = steps.num_steps
+        rows_S = groups.row_offsets_G1[groups_S + 1] - groups.row_offsets_G1[groups_S]
+        values_BF = np.empty((num_steps, len(BatchValues._fields)), np.int64)
+        values = BatchValues(*values_BF.T)
+        values.step[:] = steps.steps_B
+        values.round_id[:] = manifest.round_id
+        values.model_step[:] = steps.round.model_step
+        values.staleness_steps[:] = steps.staleness_B
+        values.over_stale[:] = steps.over_stale_B
+        values.pass_number[:] = steps.batches_B3[:, 0]
+        values.global_rows[:] = np.add.reduceat(rows_S, begins_B)[:num_steps]
+        values.global_groups[:] = sizes_B[:num_steps]
+        values.first_group[:] = first_B[:num_steps]
+        batches = Batches(
+            RoundBytes.of(groups, manifest.strategy),
+            groups_S,
+            shares_B2[:num_steps],
+            values_BF,
+            np.array([sum(map(len, field)) for field in payloads], np.int64) if payloads else None,
+        )
+        return Made(steps, messages_of(batches, payloads, max_bytes))
 
     def _round_of(self, steps: PlannedSteps) -> tuple[RoundManifest, Groups]:
         planned = steps.round
@@ -104,16 +121,32 @@ class BatchAssembler:
             )
         return manifest, groups
 
+    def _payloads(
+        self,
+        groups: Groups,
+        groups_S: npt.NDArray[np.int64],
+        shares_B2: npt.NDArray[np.int64],
+        enough_bytes: int,
+    ) -> list[list[memoryview]]:
+        """Of each batch the field, encoded, in pieces, until they have enough bytes together."""
+        fields: list[list[memoryview]] = []
+        num_bytes = 0
+        for begin, end in shares_B2.tolist():
+            if num_bytes >= enough_bytes:
+                break
+            fields.append(self._payload(groups, groups_S[begin:end]))
+            num_bytes += sum(map(len, fields[-1]))
+        return fields
+
     def _payload(self, groups: Groups, groups_s: npt.NDArray[np.int64]) -> list[memoryview]:
-        """The field, encoded, in pieces: an Arrow IPC stream of the distinct rows, ascending."""
+        """An Arrow IPC stream of the distinct rows, ascending."""
         if self.row_store is None:
             raise RequestError("with_payload: this service has no row store to send samples from")
         begins_s = groups.row_offsets_G1[groups_s]
         position, owner = ragged_arange(groups.row_offsets_G1[groups_s + 1] - begins_s)
         ascending = np.sort(groups.row_ids_R[begins_s[owner] + position])
         is_first = np.concatenate(([True], ascending[1:] != ascending[:-1]))
-        rows = self.row_store.read(ascending[is_first])
-        pieces = stream_pieces(rows)
+        pieces = stream_pieces(self.row_store.read(ascending[is_first]))
         frame = varint(PAYLOAD_TAG) + varint(sum(map(len, pieces)))
         return [memoryview(frame), *pieces]
 
@@ -129,11 +162,16 @@ def _groups_of(steps: PlannedSteps, num_groups: int) -> npt.NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def _require_enough(num_groups: int, rank: int, world_size: int) -> None:
+def _possible(steps: PlannedSteps, rank: int, world_size: int) -> PlannedSteps:
+    """The first of the steps that have a group for each rank."""
     if not 0 <= rank < world_size:
         raise RequestError(f"rank: {rank} is not in [0, world_size={world_size})")
-    if num_groups < world_size:
+    too_small = np.flatnonzero(steps.sizes_B < world_size)
+    if len(too_small) == 0:
+        return steps
+    if too_small[0] == 0:
         raise RunConflictError(
-            f"a batch of {num_groups} groups cannot be shared among {world_size} ranks, groups are "
-            "never split: open a run with larger batch_rows, or train with fewer ranks"
+            f"a batch of {steps.sizes_B[0]} groups cannot be shared among {world_size} ranks, "
+            "groups are never split: open a run with larger batch_rows, or train with fewer ranks"
         )
+    return steps.first(int(too_small[0]))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -125,10 +125,19 @@ class PlannedSteps:
         """B."""
         return len(self.batches_B3)
 
+    def first(self, num_steps: int) -> PlannedSteps:
+        """The first so many of them."""
+        return replace(self, batches_B3=self.batches_B3[:num_steps])
+
     @property
     def steps_B(self) -> npt.NDArray[np.int64]:
         """[B] int64 the steps."""
         return np.arange(self.first_step, self.first_step + self.num_steps)
+
+    @property
+    def sizes_B(self) -> npt.NDArray[np.int64]:
+        """[B] int64 groups of each."""
+        return self.batches_B3[:, 2] - self.batches_B3[:, 1]
 
     @property
     def staleness_B(self) -> npt.NDArray[np.int64]:

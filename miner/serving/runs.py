@@ -73,8 +73,10 @@ class Run:
         path = folder / "RUN.json"
         try:
             self.parameters = RunParameters(**decode_object(path.read_bytes(), RUN_KEYS))
-        except (OSError, ValueError, TypeError) as exc:
+        except (FileNotFoundError, ValueError, TypeError) as exc:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
+        except OSError as exc:
+            raise DiskError(f"{path} cannot be read: {exc}") from exc
         with self._exclusive():
             pass
 
@@ -85,13 +87,20 @@ class Run:
 
     @property
     def committed_step(self) -> int:
-        """Steps [0, committed_step) are in a durable checkpoint of the trainer."""
+        """Steps [0, committed_step) are in a durable checkpoint of the trainer.
+
+        Raises:
+            RoundLogError: If what was written about it is damaged.
+            DiskError: If it cannot be read.
+        """
         path = self._folder / "COMMITTED"
         try:
             return decode_number(path.read_bytes())
         except FileNotFoundError:
             return 0
-        except (OSError, ValueError) as exc:
+        except OSError as exc:
+            raise DiskError(f"{path} cannot be read: {exc}") from exc
+        except ValueError as exc:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
 
     def plan_some(self, step: int, most: int, log: RoundLog) -> PlannedSteps | Waiting:
@@ -154,7 +163,11 @@ class Run:
             return max(step, committed)
 
     def needed_rounds(self) -> set[int]:
-        """Rounds that feed steps from the committed one on, and the one being continued."""
+        """Rounds that feed steps from the committed one on, and the one being continued.
+
+        Raises:
+            RoundLogError, DiskError: As `committed_step`, and of the plan.
+        """
         with self._exclusive():
             first = bisect_right(self._index, self.committed_step, key=lambda entry: entry[0]) - 1
             return {round_id for _, round_id, _ in self._index[max(first, 0) :]}
@@ -195,7 +208,10 @@ class Run:
         self._last = stride
 
     def _load_stride(self, number: int) -> PlannedSteps:
-        record = self._journal.read(self._index[number][2])
+        try:
+            record = self._journal.read(self._index[number][2])
+        except OSError as exc:
+            raise DiskError(f"{self._journal.path} cannot be read: {exc}") from exc
         return Stride.from_json(record).planned(self.parameters)
 
     def _next_stride(self, log: RoundLog) -> Stride | Waiting:
@@ -304,7 +320,10 @@ class RunStore:
         return set().union(*(run.needed_rounds() for run in live))
 
     def _names(self) -> list[str]:
-        return sorted(path.name for path in self._folder.iterdir() if path.name[0] != ".")
+        try:
+            return sorted(path.name for path in self._folder.iterdir() if path.name[0] != ".")
+        except OSError as exc:
+            raise DiskError(f"the runs in {self._folder} cannot be listed: {exc}") from exc
 
     def _create(self, folder: Path, params: RunParameters) -> None:
         building = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))

@@ -9,9 +9,8 @@ from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from miner.errors import RunConflictError
 from miner.failpoints import reach
-from miner.serving.assemble import BatchAssembler
+from miner.serving.assemble import BatchAssembler, Made
 from miner.serving.metrics.meters import ServingMeters
 from miner.serving.outbox import Outbox, Wait
 from miner.serving.plan import Waiting
@@ -72,13 +71,12 @@ class TripletStream:
         making = self._begin(step, stop)
         try:
             while not self._ended_early:
-                num_steps, messages = await making
-                step += num_steps
-                num_bytes = sum(map(len, messages))
-                self._at_a_time = AHEAD * max(1, self._max_message_bytes * num_steps // num_bytes)
+                made = await making
+                step += made.steps.num_steps
+                self._at_a_time = self._enough_after(made)
                 if step < stop:
                     making = self._begin(step, stop)  # while these are sent
-                for message in messages:
+                for message in made.messages:
                     await self._outbox.put(message)
                 if step == stop:
                     break
@@ -105,13 +103,18 @@ class TripletStream:
         self._ended_early = True
         self._outbox.close()
 
-    def _begin(self, step: int, stop: int) -> asyncio.Task[tuple[int, list[bytes]]]:
+    def _begin(self, step: int, stop: int) -> asyncio.Task[Made]:
         making = asyncio.create_task(self._next(step, min(stop - step, self._at_a_time)))
         making.add_done_callback(_look_at)
         return making
 
-    async def _next(self, step: int, most: int) -> tuple[int, list[bytes]]:
-        """How many steps from this one on are made, and their messages."""
+    def _enough_after(self, made: Made) -> int:
+        """Steps for as many messages as are made at a time, if they are like those."""
+        num_bytes = sum(map(len, made.messages))
+        return AHEAD * max(1, self._max_message_bytes * made.steps.num_steps // num_bytes)
+
+    async def _next(self, step: int, most: int) -> Made:
+        """This step and some that follow it."""
         loop = asyncio.get_running_loop()
         self._wait = Wait(step, "its batch is being read")
         while True:
@@ -122,31 +125,27 @@ class TripletStream:
             with self._source.meters.waiting("round"):
                 await asyncio.sleep(POLL_S)
 
-    def _make(self, step: int, most: int) -> tuple[int, list[bytes]] | Waiting:
+    def _make(self, step: int, most: int) -> Made | Waiting:
         """Plan (durably) and assemble some steps. Blocks; runs in the pool."""
         reach("streams.batch.begin")
-        steps = self._run.plan_some(step, most, self._source.assembler.log)
+        source, request = self._source, self._request
+        steps = self._run.plan_some(step, most, source.assembler.log)
         if isinstance(steps, Waiting):
             return steps
-        request = self._request
-        try:
-            messages = self._source.assembler.messages(
-                steps,
-                request.rank,
-                request.world_size,
-                request.with_payload,
-                self._max_message_bytes,
-            )
-        except RunConflictError:
-            if steps.num_steps == 1:
-                raise
-            return self._make(step, 1)  # a later step is impossible: this one may not be
+        made = source.assembler.messages(
+            steps,
+            request.rank,
+            request.world_size,
+            request.with_payload,
+            max_bytes=self._max_message_bytes,
+            enough_bytes=AHEAD * self._max_message_bytes,
+        )
         reach("streams.batch.made")
-        self._source.meters.made_steps(steps.staleness_B, steps.over_stale_B)
-        return steps.num_steps, messages
+        source.meters.made_steps(made.steps.staleness_B, made.steps.over_stale_B)
+        return made
 
 
-def _look_at(task: asyncio.Task[tuple[int, list[bytes]]]) -> None:
+def _look_at(task: asyncio.Task[Made]) -> None:
     """An error in what nobody waits for any more is no news."""
     if not task.cancelled():
         task.exception()

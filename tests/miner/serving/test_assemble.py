@@ -37,7 +37,11 @@ def made(
     assembler: BatchAssembler, plan: PlannedSteps, rank: int, world_size: int, with_payload: bool
 ) -> Any:
     """One rank's share of one step, as a client reads it."""
-    (batch,) = read(assembler.messages(plan, rank, world_size, with_payload, 2**20))
+    (batch,) = read(
+        assembler.messages(
+            plan, rank, world_size, with_payload, max_bytes=2**20, enough_bytes=1
+        ).messages
+    )
     return batch
 
 
@@ -274,11 +278,31 @@ def test_steps_made_together_have_the_bytes_of_each_by_itself(
     singles = [run.plan_some(step, 1, log) for step in range(16)]
     for rank, with_payload in ((0, False), (1, True)):
         assembler = BatchAssembler(log, row_store)
-        together = assembler.messages(steps, rank, 2, with_payload, 3000)
+        together = assembler.messages(
+            steps, rank, 2, with_payload, max_bytes=3000, enough_bytes=2**20
+        ).messages
         alone = [made(assembler, one, rank, 2, with_payload) for one in singles]
         assert [batch.SerializeToString() for batch in read(together)] == [
             batch.SerializeToString() for batch in alone
         ]
+
+
+@pytest.mark.parametrize("enough", [0, 5_000, 2**30])
+def test_samples_are_read_until_there_are_enough_but_of_one_step_at_least(
+    tmp_path: Path, row_store: RowStore, enough: int
+) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1, num_groups=30)
+    run, _ = RunStore(tmp_path, 16).open(RunParameters("enough", batch_rows=40, seed=1))
+    steps = run.plan_some(0, 16, log)
+    assert isinstance(steps, PlannedSteps)
+    made = BatchAssembler(log, row_store).messages(
+        steps, 0, 1, True, max_bytes=2**20, enough_bytes=enough
+    )
+    batches = read(made.messages)
+    assert [batch.step for batch in batches] == made.steps.steps_B.tolist()
+    sizes = [len(batch.payload) for batch in batches]
+    assert sum(sizes[:-1]) < max(enough, 1)
+    assert len(batches) == 16 or sum(sizes) >= enough
 
 
 def test_the_batch_of_an_expired_round_says_which_are_kept(tmp_path: Path) -> None:

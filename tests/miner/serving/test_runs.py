@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from miner.errors import (
     DamagedRoundError,
+    DiskError,
     RoundLogError,
     RunConflictError,
     StepRangeError,
@@ -341,3 +342,31 @@ def test_a_damaged_run_is_left_out_but_keeps_every_round_from_being_removed(tmp_
     assert [run.parameters.run_id for run in store.all()] == ["sound"]
     with pytest.raises(RoundLogError, match="damaged"):
         store.needed_rounds(idle_run_s=1e9)
+
+
+def test_a_disk_that_refuses_to_read_is_no_damage(tmp_path: Path) -> None:
+    """Folders where files are wanted: reading them fails, and works again later."""
+    log, _ = make_log(tmp_path, num_rounds=1)
+    run, store = open_run(tmp_path), RunStore(tmp_path, 4)
+    plan_step(run, 7, log)
+    committed = tmp_path / "runs" / "r" / "COMMITTED"
+    committed.mkdir()
+    with pytest.raises(DiskError, match="COMMITTED cannot be read"):
+        assert run.committed_step
+    committed.rmdir()
+    assert run.committed_step == 0
+    again = open_run(tmp_path)
+    kept = plan_file(tmp_path).rename(tmp_path / "kept")
+    plan_file(tmp_path).mkdir()
+    with pytest.raises(DiskError, match=r"plan\.jsonl cannot be read"):
+        plan_step(again, 2, log)
+    plan_file(tmp_path).rmdir()
+    kept.rename(plan_file(tmp_path))
+    assert plan_step(again, 2, log) == plan_step(run, 2, log)
+    folder = (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    (tmp_path / "runs").touch()
+    with pytest.raises(DiskError, match="cannot be listed"):
+        store.all()
+    (tmp_path / "runs").unlink()
+    folder.rename(tmp_path / "runs")
+    assert len(store.all()) == 1
