@@ -111,7 +111,8 @@ class TripletStream:
     def _enough_after(self, made: Made) -> int:
         """Steps for as many messages as are made at a time, if they are like those."""
         num_bytes = sum(map(len, made.messages))
-        return AHEAD * max(1, self._max_message_bytes * made.steps.num_steps // num_bytes)
+        num_messages = min(AHEAD, 1 + len(made.messages))  # few at first: the client waits
+        return num_messages * max(1, self._max_message_bytes * made.steps.num_steps // num_bytes)
 
     async def _next(self, step: int, most: int) -> Made:
         """This step and some that follow it."""
