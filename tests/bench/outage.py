@@ -1,13 +1,15 @@
 """How soon a trainer gets a new round, and how soon it gets batches after the service was killed.
 
-    python -m tests.bench.outage [--rounds 20] [--kills 10]
+    python -m tests.bench.outage [--rounds 20] [--kills 10] [--stops 5]
 
 Freshness: a feed consumes a step every 20 ms while rounds are sealed at random moments by another
 process's writer; measured is the time from the end of sealing to the first batch of the new round
 in the training loop. It may take one stride of 32 steps (those are planned already) and 1 s more.
 The same for a run that has used its round up and waits. Recovery: a whole service on a local Ray;
 its serving actor is killed with -9, and a client that comes then waits for its first batch: 5 s at
-most, as a median. A feed that trains on meanwhile shows its longest gap. Results go to
+most, as a median. A feed that trains on meanwhile shows its longest gap. Drain: the same service
+gets SIGTERM while a stream is open; measured is the time until that has ended with OK and until the
+driver is gone, of the 3 s that `ray job stop` gives. Results go to
 ``tests/bench/results/outage.{json,md}``.
 """
 
@@ -27,15 +29,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
 from tests.bench.end_to_end import code, machine
 from tests.integration.conftest import _png
 from tests.integration.loop import Loop
-from tests.trainer.feed.served_miner import ServerProcess, free_port, make_folder, seal_round
+from tests.trainer.feed.served_miner import (
+    ServerProcess,
+    channel_to,
+    free_port,
+    make_folder,
+    seal_round,
+)
 from trainer.feed import TripletFeed
 
 RESULTS = Path(__file__).parent / "results"
 STEP_S, STRIDE_STEPS = 0.02, 32
-FRESH_GOAL_S, RECOVERY_GOAL_S = 1.0, 5.0
+FRESH_GOAL_S, RECOVERY_GOAL_S, STOP_GOAL_S = 1.0, 5.0, 3.0
 NUM_IDENTITIES, SAMPLES = 48, 6
 
 
@@ -43,13 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--stops", type=int, default=5)
     parser.add_argument("--name", default="outage", help="of the result files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         record: dict[str, Any] = {
             "command": f"python -m tests.bench.outage --rounds {options.rounds} "
-            f"--kills {options.kills}",
+            f"--kills {options.kills} --stops {options.stops}",
             "code": code(),
             "machine": machine(),
             "versions": {name: version(name) for name in ("grpcio", "ray")},
@@ -58,6 +68,7 @@ def main() -> None:
             "while_training_s": freshness(root / "training", options.rounds),
             "while_waiting_s": freshness_of_waiting(root / "waiting", options.rounds),
             **recovery(root / "service", options.kills),
+            **stopping(root / "stopped", options.stops),
         }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
@@ -164,6 +175,44 @@ def recovery(root: Path, num_kills: int) -> dict[str, list[float]]:
     return {"first_batch_s": taken, "longest_gaps_s": gaps}
 
 
+def stopping(root: Path, num_stops: int) -> dict[str, list[float]]:
+    """Seconds from SIGTERM until an open stream has ended with OK, and until the driver is gone."""
+    root.mkdir()
+    loop = Loop(root, dataset(root), port())
+    streams_s, drivers_s = [], []
+    for number in range(num_stops):
+        with loop.miner(f"miner-{number}"), channel_to(loop.address) as channel:
+            stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+            stub.OpenRun(
+                mining_pb2.OpenRunRequest(run_id="waits", batch_rows=64, exhausted_policy=2)
+            )
+            request = {"run_id": "waits", "world_size": 1, "num_steps": 4096}
+            messages = stub.StreamTriplets(mining_pb2.StreamTripletsRequest(**request))
+            ended_s: list[float] = []
+            waiting = threading.Event()
+
+            def read(
+                messages: Any = messages,
+                waiting: threading.Event = waiting,
+                ended_s: list[float] = ended_s,
+            ) -> None:
+                for message in messages:
+                    if message.HasField("heartbeat"):
+                        waiting.set()
+                ended_s.append(time.monotonic())
+
+            reader = threading.Thread(target=read)
+            reader.start()
+            assert waiting.wait(60)
+            begin_s = time.monotonic()
+            loop.stop_miner()
+            drivers_s.append(time.monotonic() - begin_s)
+            reader.join(30)
+            streams_s.append(ended_s[0] - begin_s)
+            print(f"stop {number}: {streams_s[-1]:.2f} s, {drivers_s[-1]:.2f} s", flush=True)
+    return {"streams_end_s": streams_s, "driver_ends_s": drivers_s}
+
+
 def dataset(root: Path) -> Path:
     rng = np.random.default_rng(7)
     rows = []
@@ -188,10 +237,18 @@ def port() -> int:
 def markdown(record: dict[str, Any]) -> str:
     stride_s = record["step_s"] * record["stride_steps"]
     goals = {
-        "while_training_s": ("A new round, to a loop that trains", FRESH_GOAL_S + stride_s),
-        "while_waiting_s": ("A new round, to a run that waits for it", FRESH_GOAL_S),
-        "first_batch_s": ("After `kill -9` of the serving actor, to a new client", RECOVERY_GOAL_S),
-        "longest_gaps_s": ("The same, to a feed that was training", RECOVERY_GOAL_S),
+        "while_training_s": (
+            "Until a new round's first batch, in a loop that trains",
+            FRESH_GOAL_S + stride_s,
+        ),
+        "while_waiting_s": ("The same, of a run that waits for it", FRESH_GOAL_S),
+        "first_batch_s": (
+            "After `kill -9` of the serving actor, until a new client's first batch",
+            RECOVERY_GOAL_S,
+        ),
+        "longest_gaps_s": ("The same, of a feed that was training", RECOVERY_GOAL_S),
+        "streams_end_s": ("After SIGTERM, until an open stream has ended well", STOP_GOAL_S),
+        "driver_ends_s": ("The same, until the driver is gone", STOP_GOAL_S),
     }
     lines = [
         "# New rounds, and outages",
@@ -201,7 +258,7 @@ def markdown(record: dict[str, Any]) -> str:
         + f". A step takes {record['step_s'] * 1000:.0f} ms, a stride of {record['stride_steps']} "
         f"{stride_s:.2f} s.",
         "",
-        "| until the first batch | times | median, s | highest, s | goal, s |",
+        "| how long it takes | times | median, s | highest, s | goal, s |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
     for name, (what, goal_s) in goals.items():
