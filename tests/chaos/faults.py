@@ -146,8 +146,7 @@ def damage_round(stage: Stage, kind: str) -> None:
     log = stage.log()
     newest = log.newest()
     assert newest is not None
-    stage.damaged.add(newest)
-    with damage(log.folder(newest), kind, stage.rng) as path:
+    with stage.damaging(newest), damage(log.folder(newest), kind, stage.rng) as path:
         stage.miner.start()
         try:
             stage.blame("P5", f"{kind}: read {stage.probe(name)} of {path}")

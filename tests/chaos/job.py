@@ -125,25 +125,13 @@ class Job:
         settings = self.settings
         reader = f"{settings.run_id}-{self.lives}"
         records = self._folder / f"{reader}.records"
-        self._mark(
-            {
-                "kind": "start",
-                "reader": reader,
-                "run": settings.run_id,
-                "rank": rank,
-                "world_size": world_size,
-                "first_step": self.checkpoint,
-                "stale": settings.stale,
-                "max_staleness_steps": settings.max_staleness_steps,
-            }
-        )
+        self._mark({"kind": "launched", "reader": reader, "run": settings.run_id})
         feed: dict[str, Any] = {
             "address": self._address,
             "run_id": settings.run_id,
             "batch_rows": settings.batch_rows,
             "rank": rank,
             "world_size": world_size,
-            "first_step": self.checkpoint,
             "with_payload": settings.with_payload,
             "exhausted": settings.exhausted,
             "stale": settings.stale,

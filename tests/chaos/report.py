@@ -30,7 +30,9 @@ def write_report(outcome: Outcome, folder: Path, command: str) -> None:
         "num_faults": outcome.faults.total(),
         "faults": dict(sorted(outcome.faults.items())),
         "refusals": dict(sorted(outcome.refusals.items())),
+        "num_over_stale": outcome.num_over_stale,
         "peak_bytes_per_client": outcome.peak_bytes_per_client,
+        "verified": outcome.verified,
         "violations": [f"{v.promise}: {v.evidence}" for v in outcome.violations],
     }
     (folder / "chaos.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
@@ -44,12 +46,15 @@ def _page(outcome: Outcome, command: str) -> str:
         "",
         f"`{command}`: {outcome.faults.total()} faults over {sum(outcome.steps.values()):,} "
         f"trained steps ({steps}) in {outcome.seconds:.0f} s; {outcome.num_batches:,} batches read "
-        f"by {outcome.num_readers} rank processes out of {outcome.num_rounds} rounds. "
+        f"by {outcome.num_readers} rank processes out of {outcome.num_rounds} rounds, "
+        f"{outcome.num_over_stale:,} of them above their run's bound of staleness, and marked so. "
         f"**{len(outcome.violations)} violations** of the promises P1 to P8.",
         "",
         "| fault | times |",
         "|---|---|",
         *(f"| {name} | {times} |" for name, times in sorted(outcome.faults.items())),
+        "",
+        f"Verified afterwards, as by `coalface-miner verify`: {', '.join(outcome.verified)}.",
         "",
         "Refusals that clients met and outlived, each explained by a fault: "
         + (", ".join(f"{name} {n}" for name, n in sorted(outcome.refusals.items())) or "none")

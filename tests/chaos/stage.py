@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from miner.rounds import RoundLog
@@ -12,13 +15,14 @@ from tests.chaos.history import Violation
 from tests.chaos.job import Job, JobSettings
 from tests.chaos.kept import Kept
 from tests.chaos.proxy import UnsteadyProxy
+from tests.chaos.records import Record
 from tests.trainer.feed.served_miner import free_port, make_folder
 from trainer.feed import TripletFeed
 
 __all__ = ["PATIENCE_S", "Stage"]
 
 JOBS = (
-    JobSettings(run_id="plain", max_world_size=3, batch_rows=36),
+    JobSettings(run_id="marked", max_world_size=3, batch_rows=36, max_staleness_steps=40),
     JobSettings(
         run_id="fresh", max_world_size=2, batch_rows=24, stale="wait", max_staleness_steps=200
     ),
@@ -26,6 +30,8 @@ JOBS = (
         run_id="samples", max_world_size=2, batch_rows=24, with_payload=True, exhausted="wait"
     ),
 )
+"""Rounds count as mined with the weights of the slower of the first two."""
+
 MINER_ENDS = 0, -signal.SIGTERM  # the latter if it was drained before it served
 PATIENCE_S = 60.0
 
@@ -40,14 +46,15 @@ class Stage:
         jobs: What trains.
         notes: Folder of records, clocks and logs.
         log_root: Folder of the round log.
-        damaged: Rounds that were damaged for a while.
+        store: Folder of the row store.
+        damages: A record for each time that a round was damaged.
         violations: What was seen to be wrong on the way.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.rng = random.Random(seed)
         root = make_folder(folder / "miner", num_rounds=0)
-        self.log_root = root / "log"
+        self.log_root, self.store = root / "log", root / "store"
         self.notes = folder / "notes"
         self.notes.mkdir()
         self.set_clock(0.0)
@@ -55,11 +62,12 @@ class Stage:
         self._address = f"127.0.0.1:{port}"
         serving = ["tests.chaos.miner_program", str(root), str(port)]
         self.miner = Kept(serving, self.notes, MINER_ENDS)
-        files = [root, self.notes / "sealed.records", self.notes / "fresh.trained"]
+        trained = [self.notes / f"{job.run_id}.trained" for job in JOBS[:2]]
+        files = [root, self.notes / "sealed.records", *trained]
         self.writer = Kept(["tests.chaos.writer_program", *map(str, files)], self.notes)
         self.proxy = UnsteadyProxy(port)
         self.jobs = [Job(settings, self.proxy.address, self.notes) for settings in JOBS]
-        self.damaged: set[int] = set()
+        self.damages: list[Record] = []
         self.violations: list[Violation] = []
 
     @property
@@ -75,6 +83,16 @@ class Stage:
                 action, _, detail = line.rpartition(": ")[2].rstrip(")").partition("(")
                 faults[f"{name}: {FAILPOINT_KINDS[action].format(detail)}"] += times
         return faults
+
+    @contextmanager
+    def damaging(self, round_id: int) -> Iterator[None]:
+        """Note that a round is damaged within the block."""
+        begin_s = time.monotonic()
+        try:
+            yield
+        finally:
+            times = {"begin_s": begin_s, "end_s": time.monotonic()}
+            self.damages.append({"kind": "damaged", "round": round_id, **times})
 
     def set_clock(self, seconds: float) -> None:
         """By how much miner and writer take the time wrongly."""

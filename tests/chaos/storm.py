@@ -1,7 +1,8 @@
 """Everything that goes wrong, while jobs train: faults of every kind, drawn from a seed.
 
 The seed fixes which faults come in which order and with which values, not at which microsecond they
-meet what. What was read is judged afterwards, by `tests.chaos.history`.
+meet what. What was read is judged afterwards, by `tests.chaos.history`, and the disk by what
+`coalface-miner verify` does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from miner.app.verify import verify_state
 from miner.errors import CoalfaceError
 from tests.chaos.faults import KINDS
 from tests.chaos.history import Violation, check_history
@@ -36,9 +38,11 @@ class Outcome:
     num_batches: int
     num_rounds: int
     num_readers: int
+    num_over_stale: int
     peak_bytes_per_client: int
     faults: Counter[str]
     refusals: Counter[str]
+    verified: list[str]
     violations: list[Violation]
 
 
@@ -130,12 +134,10 @@ class Storm:
         records += read_records(sorted(stage.notes.glob("*.records")))
         records += [{"kind": "memory", "num_clients": n, "num_bytes": b} for n, b in self._memory]
         violations = stage.violations + check_history(
-            records,
-            self._rounds,
-            max_bytes_per_client=MAX_BYTES_PER_CLIENT,
-            damaged=frozenset(stage.damaged),
+            records + stage.damages, self._rounds, max_bytes_per_client=MAX_BYTES_PER_CLIENT
         )
-        violations += [Violation("P5", line) for line in stage.log().verify()]
+        verified = list(verify_state(stage.log_root, stage.store))
+        violations += [Violation("P5", line) for part in verified for line in part.problems]
         for name, kept in (("miner", stage.miner), ("writer", stage.writer)):
             violations += [Violation("P6", f"the {name} ended with {c}") for c in kept.crashes]
         return Outcome(
@@ -145,6 +147,8 @@ class Storm:
             num_batches=sum(record["kind"] == "batch" for record in records),
             num_rounds=len(self._rounds),
             num_readers=sum(job.lives for job in stage.jobs),
+            num_over_stale=sum(record.get("over_stale", False) for record in records),
+            verified=[part.what for part in verified],
             peak_bytes_per_client=max((b // n for n, b in self._memory), default=0),
             faults=self._all_faults(),
             refusals=Counter(r["error"] for r in records if r["kind"] == "refused"),
