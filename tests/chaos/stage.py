@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,13 +34,15 @@ JOBS = (
 
 MINER_ENDS = 0, -signal.SIGTERM  # the latter if it was drained before it served
 PATIENCE_S = 60.0
+EFFECT_S = 8.0
+POLL_S = 0.05
 
 
 class Stage:
     """Everything that can be hurt, in a folder of its own.
 
     Attributes:
-        rng: Draws every fault and its values.
+        rng: Draws a fault and its values; another one for each.
         miner, writer: The programs on the log.
         proxy: Between the jobs and the miner.
         jobs: What trains.
@@ -75,14 +77,35 @@ class Stage:
         """Trained by all jobs."""
         return sum(job.checkpoint for job in self.jobs)
 
+    def failpoints(self) -> Iterator[tuple[str, str, bool]]:
+        """Of each that was armed: the program, what it was armed with, and whether it acted."""
+        for program, kept in (("miner", self.miner), ("writer", self.writer)):
+            for setting, has_acted in kept.failpoints():
+                yield program, setting, has_acted
+
     def fired(self) -> Counter[str]:
-        """What happened at failpoints, by kind."""
+        """What happened at failpoints that act once, by kind."""
         faults: Counter[str] = Counter()
-        for name, kept in (("miner", self.miner), ("writer", self.writer)):
-            for line, times in kept.fired.items():
-                action, _, detail = line.rpartition(": ")[2].rstrip(")").partition("(")
-                faults[f"{name}: {FAILPOINT_KINDS[action].format(detail)}"] += times
+        for program, setting, has_acted in self.failpoints():
+            if has_acted and "*" in setting:  # a disk that is full for long is a fault by itself
+                action, _, detail = setting.partition("=")[2].rstrip(")").partition("(")
+                faults[f"{program}: {FAILPOINT_KINDS[action].format(detail)}"] += 1
         return faults
+
+    def note_progress(self) -> None:
+        """Move the checkpoints of all jobs."""
+        for job in self.jobs:
+            job.note_progress()
+
+    def until(self, is_seen: Callable[[], object]) -> bool:
+        """Wait for the effect of a fault while the jobs go on; whether it was seen in time."""
+        deadline_s = time.monotonic() + EFFECT_S
+        while not is_seen():
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(POLL_S)
+            self.note_progress()
+        return True
 
     @contextmanager
     def damaging(self, round_id: int) -> Iterator[None]:

@@ -1,12 +1,14 @@
 """Everything that goes wrong, while jobs train: faults of every kind, drawn from a seed.
 
 The seed fixes which faults come in which order and with which values, not at which microsecond they
-meet what. What was read is judged afterwards, by `tests.chaos.history`, and the disk by what
-`coalface-miner verify` does.
+meet what: one that met nothing is tried again, and does not count if that does not help. What was
+read is judged afterwards, by `tests.chaos.history`, and the disk by what `coalface-miner verify`
+does.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter
@@ -26,11 +28,21 @@ from tests.chaos.toy_rounds import sealed_round
 __all__ = ["Outcome", "Storm"]
 
 MAX_BYTES_PER_CLIENT = 8 * 2**20
+MOST_TRIES = 3
+PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a storm."""
+    """What came of a storm.
+
+    Attributes:
+        num_over_stale: Batches that were told to be above their run's bound.
+        faults: Those whose effect was seen, by kind.
+        unseen: Those that met nothing in `MOST_TRIES` tries.
+        failpoints: (program, point and action) -> how often armed, and in how many lives it acted.
+        verified: What the state folder held in the end.
+    """
 
     seed: int
     seconds: float
@@ -41,8 +53,10 @@ class Outcome:
     num_over_stale: int
     peak_bytes_per_client: int
     faults: Counter[str]
-    refusals: Counter[str]
+    unseen: Counter[str]
+    failpoints: dict[tuple[str, str], tuple[int, int]]
     verified: list[str]
+    refusals: Counter[str]
     violations: list[Violation]
 
 
@@ -53,6 +67,8 @@ class Storm:
         self._seed = seed
         self._stage = Stage(folder, seed)
         self._faults: Counter[str] = Counter()
+        self._unseen: Counter[str] = Counter()
+        self._num_drawn = 0
         self._memory: list[tuple[int, int]] = []
         self._base_bytes = 0
         self._rounds: Rounds = {}
@@ -91,17 +107,25 @@ class Storm:
         return self._faults + self._stage.fired()
 
     def _one_fault(self) -> None:
+        self._num_drawn += 1
+        stage = self._stage
+        stage.rng = random.Random(f"{self._seed} {self._num_drawn}")  # tries of others shift none
         weights = [weight for _, weight in KINDS.values()]
-        (name,) = self._stage.rng.choices(list(KINDS), weights)
-        KINDS[name][0](self._stage)
-        self._faults[name] += 1
-        time.sleep(self._stage.rng.uniform(0.1, 0.8))
+        (name,) = stage.rng.choices(list(KINDS), weights)
+        for _ in range(MOST_TRIES):
+            if KINDS[name][0](stage):
+                self._faults[name] += 1
+                break
+            time.sleep(PAUSE_S)
+        else:
+            self._unseen[name] += 1
+        time.sleep(stage.rng.uniform(0.1, 0.8))
         self._look_around()
 
     def _look_around(self) -> None:
         stage = self._stage
+        stage.note_progress()
         for job in stage.jobs:
-            job.note_progress()
             if job.ended():
                 stage.blame("refusal", f"a rank of {job.settings.run_id} ended: {job.ended()}")
                 job.resume(1)
@@ -148,9 +172,11 @@ class Storm:
             num_rounds=len(self._rounds),
             num_readers=sum(job.lives for job in stage.jobs),
             num_over_stale=sum(record.get("over_stale", False) for record in records),
-            verified=[part.what for part in verified],
             peak_bytes_per_client=max((b // n for n, b in self._memory), default=0),
             faults=self._all_faults(),
+            unseen=self._unseen,
+            failpoints=_tally(stage),
+            verified=[part.what for part in verified],
             refusals=Counter(r["error"] for r in records if r["kind"] == "refused"),
             violations=violations,
         )
@@ -165,3 +191,13 @@ class Storm:
                         self._rounds[round_id] = sealed_round(log, round_id)
                     except CoalfaceError:
                         continue  # damaged for now: it will be restored
+
+
+def _tally(stage: Stage) -> dict[tuple[str, str], tuple[int, int]]:
+    armed: Counter[tuple[str, str]] = Counter()
+    acted: Counter[tuple[str, str]] = Counter()
+    for program, setting, has_acted in stage.failpoints():
+        key = program, setting.rpartition("*")[2]
+        armed[key] += 1
+        acted[key] += has_acted
+    return {key: (armed[key], acted[key]) for key in sorted(armed)}
