@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import grpc
 import psutil
 
 from miner.errors import CoalfaceError
 from miner.failpoints import WRITE_POINTS
 from tests.chaos.damage import DAMAGES, damage
+from tests.chaos.job import Job
 from tests.chaos.kept import Kept
 from tests.chaos.stage import PATIENCE_S, Stage
 from tests.chaos.writer_program import FENCED
@@ -125,13 +127,29 @@ def kill_ranks(stage: Stage) -> bool:
     return job.resume(stage.rng.choice(sorted(others)))
 
 
+def _slow_client(stage: Stage) -> Job:
+    """More often than not one with samples, for which a miner could hold most."""
+    with_samples = [job for job in stage.jobs if job.settings.with_payload]
+    return stage.rng.choice([*stage.jobs, *with_samples * len(stage.jobs)])
+
+
 def slow_rank(stage: Stage) -> bool:
-    return stage.rng.choice(stage.jobs).pause_one(stage.rng, stage.rng.uniform(0.3, 2.5))
+    return _slow_client(stage).pause_one(stage.rng, stage.rng.uniform(0.3, 2.5))
 
 
 def dead_rank(stage: Stage) -> bool:
-    job = stage.rng.choice(stage.jobs)
+    job = _slow_client(stage)
     return stage.until(lambda: job.desert(stage.rng))
+
+
+def deaf_client(stage: Stage) -> bool:
+    """Seen if it is served, and its stream still open a while later."""
+    try:
+        client = stage.add_deaf_client()
+    except (FeedError, grpc.RpcError):
+        return False
+    time.sleep(stage.rng.uniform(1.0, 2.0))
+    return client.is_held
 
 
 def cut(stage: Stage) -> bool:
@@ -204,6 +222,7 @@ KINDS: dict[str, tuple[Callable[[Stage], bool], int]] = {
     "ranks: killed, resumed at another world size": (kill_ranks, 6),
     "rank: stopped and continued": (slow_rank, 5),
     "rank: stopped for good, connected": (dead_rank, 3),
+    "client: asks for 400 MB and reads nothing": (deaf_client, 4),
     "network: connections reset": (cut, 6),
     "network: connections half open": (half_open, 4),
     "network: delay": (delay, 4),

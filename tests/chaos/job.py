@@ -34,6 +34,7 @@ class JobSettings:
     max_world_size: int
     batch_rows: int
     with_payload: bool = False
+    prefetch_steps: int = 8
     exhausted: str = "repeat"
     stale: str = "serve"
     max_staleness_steps: int = 0
@@ -159,7 +160,7 @@ class Job:
             "exhausted": settings.exhausted,
             "stale": settings.stale,
             "max_staleness_steps": settings.max_staleness_steps,
-            "prefetch_steps": 8,
+            "prefetch_steps": settings.prefetch_steps,
             "idle_s": 2.0,
             "patience_s": 60.0,
         }

@@ -37,6 +37,8 @@ def write_report(outcome: Outcome, folder: Path, command: str) -> None:
         ],
         "refusals": dict(sorted(outcome.refusals.items())),
         "num_over_stale": outcome.num_over_stale,
+        "peak_bytes": outcome.peak_bytes[0],
+        "bytes_without_clients": outcome.peak_bytes[1],
         "peak_bytes_per_client": outcome.peak_bytes_per_client,
         "verified": outcome.verified,
         "violations": [f"{v.promise}: {v.evidence}" for v in outcome.violations],
@@ -75,6 +77,10 @@ def _page(outcome: Outcome, command: str) -> str:
             f"| {program} | {setting} | {armed} | {fired} |"
             for (program, setting), (armed, fired) in outcome.failpoints.items()
         ),
+        "",
+        f"The miner held {outcome.peak_bytes[0] / 2**20:.0f} MiB at most, "
+        f"{outcome.peak_bytes[1] / 2**20:.0f} MiB without clients; looked at after each fault, "
+        f"it was {outcome.peak_bytes_per_client / 2**20:.1f} MiB a client more at most.",
         "",
         f"Verified afterwards, as by `coalface-miner verify`: {', '.join(outcome.verified)}.",
         "",

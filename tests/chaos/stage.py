@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from miner.rounds import RoundLog
+from tests.chaos.deaf_client import DeafClient
 from tests.chaos.history import Violation
 from tests.chaos.job import Job, JobSettings
 from tests.chaos.kept import Kept
@@ -27,14 +28,23 @@ JOBS = (
         run_id="fresh", max_world_size=2, batch_rows=24, stale="wait", max_staleness_steps=200
     ),
     JobSettings(
-        run_id="samples", max_world_size=2, batch_rows=24, with_payload=True, exhausted="wait"
+        run_id="samples",
+        max_world_size=2,
+        batch_rows=24,
+        with_payload=True,
+        prefetch_steps=32,
+        exhausted="wait",
     ),
 )
 """Rounds count as mined with the weights of the slower of the first two."""
 
+IMAGE_REPEATS = 250
+"""Some 4 KiB a sample: what a reader of `samples` may have on its way is above 2 MiB."""
+
 MINER_ENDS = 0, -signal.SIGTERM  # the latter if it was drained before it served
 PATIENCE_S = 60.0
 EFFECT_S = 8.0
+MOST_DEAF = 4
 POLL_S = 0.05
 
 
@@ -46,6 +56,7 @@ class Stage:
         miner, writer: The programs on the log.
         proxy: Between the jobs and the miner.
         jobs: What trains.
+        deaf: Clients that read nothing of their streams.
         notes: Folder of records, clocks and logs.
         log_root: Folder of the round log.
         store: Folder of the row store.
@@ -55,7 +66,7 @@ class Stage:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.rng = random.Random(seed)
-        root = make_folder(folder / "miner", num_rounds=0)
+        root = make_folder(folder / "miner", num_rounds=0, image_repeats=IMAGE_REPEATS)
         self.log_root, self.store = root / "log", root / "store"
         self.notes = folder / "notes"
         self.notes.mkdir()
@@ -69,6 +80,7 @@ class Stage:
         self.writer = Kept(["tests.chaos.writer_program", *map(str, files)], self.notes)
         self.proxy = UnsteadyProxy(port)
         self.jobs = [Job(settings, self.proxy.address, self.notes) for settings in JOBS]
+        self.deaf: list[DeafClient] = []
         self.damages: list[Record] = []
         self.violations: list[Violation] = []
 
@@ -131,7 +143,25 @@ class Stage:
         """Note that something is wrong."""
         self.violations.append(Violation(promise, evidence))
 
-    def probe(self, name: str) -> list[str]:
+    @property
+    def num_clients(self) -> int:
+        """Processes that hold a stream open, those that do not read included."""
+        held = sum(client.is_held for client in self.deaf)
+        return held + sum(job.num_clients for job in self.jobs)
+
+    def add_deaf_client(self) -> DeafClient:
+        """One more; of more than a few the oldest ends.
+
+        Raises:
+            FeedError, grpc.RpcError: As any client is told.
+        """
+        client = DeafClient(self._address, JOBS[0].batch_rows)
+        self.deaf.append(client)
+        while len(self.deaf) > MOST_DEAF:
+            self.deaf.pop(0).close()
+        return client
+
+    def probe(self, name: str, num_steps: int = 3, with_payload: bool = False) -> list[str]:
         """Read the first steps of a run as its only rank, with no proxy between.
 
         Raises:
@@ -141,8 +171,8 @@ class Stage:
             self._address,
             run_id=f"probe-{name}",
             batch_rows=36,
-            num_steps=3,
-            with_payload=False,
+            num_steps=num_steps,
+            with_payload=with_payload,
             patience_s=PATIENCE_S,
             idle_s=2.0,
         )
@@ -150,6 +180,8 @@ class Stage:
 
     def close(self) -> None:
         """End every process."""
+        for client in self.deaf:
+            client.close()
         for job in self.jobs:
             job.close()
         self.writer.halt()

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Outcome:
 
     Attributes:
         num_over_stale: Batches that were told to be above their run's bound.
+        peak_bytes: The most that the miner held in any life, and without clients.
         faults: Those whose effect was seen, by kind.
         unseen: Those that met nothing in `MOST_TRIES` tries.
         failpoints: (program, point and action) -> how often armed, and in how many lives it acted.
@@ -51,6 +53,7 @@ class Outcome:
     num_rounds: int
     num_readers: int
     num_over_stale: int
+    peak_bytes: tuple[int, int]
     peak_bytes_per_client: int
     faults: Counter[str]
     unseen: Counter[str]
@@ -71,6 +74,7 @@ class Storm:
         self._num_drawn = 0
         self._memory: list[tuple[int, int]] = []
         self._base_bytes = 0
+        self._peak_bytes = 0
         self._rounds: Rounds = {}
         self._over = threading.Event()
 
@@ -97,7 +101,10 @@ class Storm:
         stage = self._stage
         stage.writer.start()
         stage.miner.start()
-        stage.probe("base")
+        num_ranks = sum(job.settings.max_world_size for job in stage.jobs)
+        with ThreadPoolExecutor(num_ranks) as pool:  # caches fill once, whoever asks
+            names = [f"base-{number}" for number in range(num_ranks)]
+            list(pool.map(lambda name: stage.probe(name, 100, with_payload=True), names))
         self._base_bytes = psutil.Process(stage.miner.pid).memory_info().rss
         for job in stage.jobs:
             job.resume(job.settings.max_world_size)
@@ -131,10 +138,10 @@ class Storm:
                 job.resume(1)
         try:
             num_bytes = psutil.Process(stage.miner.pid).memory_info().rss
-        except psutil.NoSuchProcess:
+            self._peak_bytes = max(self._peak_bytes, _peak_bytes(stage.miner.pid))
+        except (psutil.NoSuchProcess, OSError):
             return
-        num_clients = sum(job.num_clients for job in stage.jobs)
-        self._memory.append((num_clients, num_bytes - self._base_bytes))
+        self._memory.append((stage.num_clients, num_bytes - self._base_bytes))
 
     def _come_to_rest(self) -> None:
         """With no faults any more, every job gets on again."""
@@ -172,6 +179,7 @@ class Storm:
             num_rounds=len(self._rounds),
             num_readers=sum(job.lives for job in stage.jobs),
             num_over_stale=sum(record.get("over_stale", False) for record in records),
+            peak_bytes=(self._peak_bytes, self._base_bytes),
             peak_bytes_per_client=max((b // n for n, b in self._memory), default=0),
             faults=self._all_faults(),
             unseen=self._unseen,
@@ -191,6 +199,12 @@ class Storm:
                         self._rounds[round_id] = sealed_round(log, round_id)
                     except CoalfaceError:
                         continue  # damaged for now: it will be restored
+
+
+def _peak_bytes(pid: int) -> int:
+    """The most that a process ever held."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _tally(stage: Stage) -> dict[tuple[str, str], tuple[int, int]]:
