@@ -16,6 +16,9 @@ from tests.chaos.records import History, Record, Rounds, SealedRound
 
 __all__ = ["Violation", "check_history"]
 
+MARGIN_S = 3.0
+"""For so long after a round is restored, answers to earlier requests may still be on their way."""
+
 AGREED = (
     *("round", "model_step", "staleness_steps", "over_stale"),
     *("pass", "global_rows", "global_groups"),
@@ -35,7 +38,6 @@ def check_history(
     rounds: Rounds,
     *,
     max_bytes_per_client: int | None = None,
-    damaged: frozenset[int] = frozenset(),
 ) -> list[Violation]:
     """Every violation that the records show, each with its evidence; none if all is well.
 
@@ -43,7 +45,6 @@ def check_history(
         records: Of all clients and writers.
         rounds: Every round that was ever sealed.
         max_bytes_per_client: What the miner may hold for each.
-        damaged: Rounds of which a file was damaged for a while.
 
     Cost: O(records) time and memory.
     """
@@ -61,7 +62,7 @@ def check_history(
         *_check_passes(history, rounds),
         *_check_negatives(history),
         *_check_log(history, rounds),
-        *_check_refusals(history, damaged),
+        *_check_refusals(history),
         *_check_memory(history, max_bytes_per_client),
     ]
 
@@ -84,24 +85,26 @@ def _check_bytes(history: History) -> Iterator[Violation]:
 def _check_order(history: History) -> Iterator[Violation]:
     """P2: within a stream no gap and no repeat, from the step asked for."""
     for reader, records in history.by_reader.items():
-        due = history.starts[reader]["first_step"] if reader in history.starts else None
+        due = history.starts[reader]["first_step"]
         for record in records:
-            if due is not None and record["step"] != due:
+            if record["step"] != due:
                 yield Violation("P2", f"{reader} got step {record['step']} where {due} was due")
             due = record["step"] + 1
 
 
 def _check_resumption(history: History) -> Iterator[Violation]:
-    """P3: trained is each step, whole, and no reader begins after its checkpoint."""
+    """P3: trained is each step, whole, and every reader finds the newest checkpoint."""
     for run, marks in history.marks.items():
         checkpoint = 0
         for mark in marks:
             if mark["kind"] == "checkpoint":
                 checkpoint = max(checkpoint, mark["step"])
-            elif mark["first_step"] > checkpoint:
+                continue
+            start = history.starts.get(mark["reader"])  # none if it was killed before
+            if start is not None and start["first_step"] != checkpoint:
                 yield Violation(
                     "P3",
-                    f"{mark['reader']} of run {run} began at step {mark['first_step']}, the "
+                    f"{mark['reader']} of run {run} began at step {start['first_step']}, the "
                     f"checkpoint was at {checkpoint}",
                 )
         for step in range(checkpoint):
@@ -160,20 +163,26 @@ def _check_shares(history: History) -> Iterator[Violation]:
 def _check_staleness(history: History) -> Iterator[Violation]:
     """Staleness is told rightly, and within the bound where the run rather waits."""
     for reader, records in history.by_reader.items():
-        start = history.starts.get(reader, {})
-        bound = start.get("max_staleness_steps", 0) if start.get("stale") == "wait" else 0
+        start = history.starts[reader]
+        bound = start["max_staleness_steps"]
         for record in records:
-            staleness = record["staleness_steps"]
-            if staleness != max(0, record["step"] - record["model_step"]):
+            staleness = max(0, record["step"] - record["model_step"])
+            is_over = bound > 0 and staleness > bound
+            where = f"{reader} step {record['step']}"
+            if record["staleness_steps"] != staleness:
                 yield Violation(
                     "staleness",
-                    f"{reader} step {record['step']}: told {staleness}, the round's weights are of "
-                    f"step {record['model_step']}",
+                    f"{where}: told {record['staleness_steps']}, the round's weights are of step "
+                    f"{record['model_step']}",
                 )
-            if bound and (record["over_stale"] or staleness > bound):
+            if record["over_stale"] != is_over:
                 yield Violation(
-                    "staleness", f"{reader} step {record['step']}: {staleness} is above {bound}"
+                    "staleness",
+                    f"{where}: over_stale is {record['over_stale']} for {staleness} steps and the "
+                    f"bound {bound}",
                 )
+            if is_over and start["stale"] == "wait":
+                yield Violation("staleness", f"{where}: {staleness} is above {bound}")
 
 
 def _check_rounds(history: History, rounds: Rounds) -> Iterator[Violation]:
@@ -263,14 +272,19 @@ def _check_log(history: History, rounds: Rounds) -> Iterator[Violation]:
             )
 
 
-def _check_refusals(history: History, damaged: frozenset[int]) -> Iterator[Violation]:
-    """Clients are refused for what was done to disk or rounds, and never for anything else."""
+def _check_refusals(history: History) -> Iterator[Violation]:
+    """Clients are refused for a round that is damaged just then, and never for anything else."""
     for record in history.refused:
-        text = record["text"]
-        lost = re.search(r"round (\d+) is damaged.*DATA_LOSS", text)
-        known = int(lost[1]) in damaged if lost else "INTERNAL" in text and "failpoint" in text
-        if not known:
-            yield Violation("refusal", f"{record['reader']} got {record['error']}: {text}")
+        lost = re.search(r"round (\d+) is damaged.*DATA_LOSS", record["text"])
+        excused = lost and any(
+            int(lost[1]) == damage["round"]
+            and damage["begin_s"] <= record["at_s"] <= damage["end_s"] + MARGIN_S
+            for damage in history.damaged
+        )
+        if not excused:
+            yield Violation(
+                "refusal", f"{record['reader']} got {record['error']}: {record['text']}"
+            )
 
 
 def _check_memory(history: History, max_bytes: int | None) -> Iterator[Violation]:

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tests.chaos.kept import stand_still
 from tests.chaos.rank_program import CHECKPOINT_STEPS
 from tests.trainer.feed.served_miner import REPOSITORY
 
@@ -31,6 +34,7 @@ class JobSettings:
     max_world_size: int
     batch_rows: int
     with_payload: bool = False
+    prefetch_steps: int = 8
     exhausted: str = "repeat"
     stale: str = "serve"
     max_staleness_steps: int = 0
@@ -62,30 +66,47 @@ class Job:
         """Processes that hold a stream open, those that do not read included."""
         return len(self._ranks) + len(self._deserted)
 
-    def resume(self, world_size: int) -> None:
-        """Kill all ranks, and go on from the checkpoint with so many."""
-        self.kill()
+    @property
+    def world_size(self) -> int:
+        """Ranks that there are now."""
+        return len(self._ranks)
+
+    def resume(self, world_size: int) -> bool:
+        """Kill all ranks, and go on from the checkpoint with so many; whether any was alive."""
+        any_alive = self.kill()
         for rank in range(world_size):
             self._start(rank, world_size)
+        return any_alive
 
-    def kill(self) -> None:
-        """End every rank with SIGKILL, those left behind too."""
+    def kill(self) -> bool:
+        """End every rank with SIGKILL, those left behind too; whether one that reads was alive."""
+        any_alive = any(process.poll() is None for _, process in self._ranks)
         for process in (*(process for _, process in self._ranks), *self._deserted):
             process.kill()
             process.wait()
         self.note_progress()
         self._ranks, self._deserted = [], []
+        return any_alive
 
     def close(self) -> None:
         """End it for good."""
         self.kill()
         self._marks.close()
 
-    def desert(self, rng: random.Random) -> None:
-        """Stop one rank for good with its streams open; the others end, and new ones go on."""
+    def desert(self, rng: random.Random) -> bool:
+        """Stop one rank for good while it is connected; the others end, and new ones go on.
+
+        Returns:
+            Whether it was alive and connected; nothing has changed otherwise.
+        """
         left = rng.choice(self._ranks)[1]
-        left.send_signal(signal.SIGSTOP)
-        world_size = len(self._ranks)
+        if not stand_still(left):
+            return False
+        connections = psutil.Process(left.pid).net_connections("tcp")
+        if not any(each.status == psutil.CONN_ESTABLISHED for each in connections):
+            left.send_signal(signal.SIGCONT)
+            return False
+        world_size = self.world_size
         for _, process in self._ranks:
             if process is not left:
                 process.kill()
@@ -95,13 +116,16 @@ class Job:
         self._deserted.append(left)
         for rank in range(world_size):
             self._start(rank, world_size)
+        return True
 
-    def pause_one(self, rng: random.Random, seconds: float) -> None:
-        """Stop one rank for a while."""
+    def pause_one(self, rng: random.Random, seconds: float) -> bool:
+        """Stop one rank for a while; whether it was alive."""
         _, process = rng.choice(self._ranks)
-        process.send_signal(signal.SIGSTOP)
+        if not stand_still(process):
+            return False
         time.sleep(seconds)
         process.send_signal(signal.SIGCONT)
+        return True
 
     def note_progress(self) -> None:
         """Move the checkpoint to what all ranks have reached; durable as far as the test goes."""
@@ -125,30 +149,18 @@ class Job:
         settings = self.settings
         reader = f"{settings.run_id}-{self.lives}"
         records = self._folder / f"{reader}.records"
-        self._mark(
-            {
-                "kind": "start",
-                "reader": reader,
-                "run": settings.run_id,
-                "rank": rank,
-                "world_size": world_size,
-                "first_step": self.checkpoint,
-                "stale": settings.stale,
-                "max_staleness_steps": settings.max_staleness_steps,
-            }
-        )
+        self._mark({"kind": "launched", "reader": reader, "run": settings.run_id})
         feed: dict[str, Any] = {
             "address": self._address,
             "run_id": settings.run_id,
             "batch_rows": settings.batch_rows,
             "rank": rank,
             "world_size": world_size,
-            "first_step": self.checkpoint,
             "with_payload": settings.with_payload,
             "exhausted": settings.exhausted,
             "stale": settings.stale,
             "max_staleness_steps": settings.max_staleness_steps,
-            "prefetch_steps": 8,
+            "prefetch_steps": settings.prefetch_steps,
             "idle_s": 2.0,
             "patience_s": 60.0,
         }

@@ -12,18 +12,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from miner.failpoints import ENVIRONMENT
 from tests.chaos.process_hooks import CLOCK, FIRED
 from tests.trainer.feed.served_miner import REPOSITORY
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "stand_still"]
 
 POLL_S = 0.02
+
+
+def stand_still(process: subprocess.Popen[bytes]) -> bool:
+    """SIGSTOP; whether the process was alive and does stand still now."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        watched = psutil.Process(process.pid)
+        while (status := watched.status()) not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(0.001)
+    except psutil.NoSuchProcess:
+        return False
+    return bool(status == psutil.STATUS_STOPPED)
 
 
 class Kept:
@@ -35,7 +48,6 @@ class Kept:
         fine: Exit codes with which it may end by itself, beside SIGKILL.
 
     Attributes:
-        fired: "failpoint <name>: <action>" -> how often one that was to act once did.
         lives: How many there were.
         crashes: Exit codes of lives that ended in another way.
     """
@@ -46,10 +58,9 @@ class Kept:
         self._name = module[0].rpartition(".")[2]
         self._fine = {-signal.SIGKILL, *fine}
         self._process: subprocess.Popen[bytes] | None = None
-        self._settings = ""
+        self._armed: dict[int, str] = {}  # life -> its failpoints, if it had any
         self._lock = threading.RLock()
         self._wanted = False
-        self.fired: Counter[str] = Counter()
         self.crashes: list[int] = []
         self.lives = 0
         threading.Thread(target=self._watch, daemon=True).start()
@@ -66,29 +77,48 @@ class Kept:
             self._wanted = True
             self._begin(failpoints)
 
-    def kill(self, failpoints: str = "") -> None:
-        """SIGKILL, and up again."""
+    def kill(self, failpoints: str = "") -> bool:
+        """SIGKILL, and up again; whether it was alive."""
         with self._lock:
-            self.halt()
+            code = self.halt()
             self.start(failpoints)
+        return code is not None
 
-    def halt(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End it by a signal and keep it down."""
+    def halt(self, number: signal.Signals = signal.SIGKILL) -> int | None:
+        """End it by a signal and keep it down; its exit code, None if it was not alive."""
         with self._lock:
             self._wanted = False
-            if self._process is not None:
-                self._process.send_signal(signal.SIGCONT)
-                self._process.send_signal(number)
-                self._process.wait(timeout=30)
-                self._bury()
-
-    def pause(self, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after a while."""
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(seconds)
+            process = self._process
+            if process is None:
+                return None
+            was_alive = process.poll() is None
             process.send_signal(signal.SIGCONT)
+            process.send_signal(number)
+            code = process.wait(timeout=30)
+            self._bury()
+            return code if was_alive else None
+
+    def pause(self, seconds: float) -> bool:
+        """SIGSTOP, and SIGCONT after a while; whether it was alive."""
+        process = self._process
+        if process is None or not stand_still(process):
+            return False
+        time.sleep(seconds)
+        process.send_signal(signal.SIGCONT)
+        return True
+
+    def has_fired(self) -> bool:
+        """Whether a failpoint of the last life that had any has acted."""
+        return bool(self._armed) and bool(self._acted(max(self._armed)))
+
+    def failpoints(self) -> list[tuple[str, bool]]:
+        """Each setting that a life was armed with, and whether it acted there."""
+        return [
+            (setting, "failpoint {}: {}".format(*setting.rpartition("*")[2].split("=")) in acted)
+            for life, settings in self._armed.items()
+            for acted in (self._acted(life),)
+            for setting in settings.split(";")
+        ]
 
     @contextmanager
     def replaced(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -106,14 +136,15 @@ class Kept:
 
     def _begin(self, failpoints: str) -> None:
         self.lives += 1
-        self._settings = failpoints
+        if failpoints:
+            self._armed[self.lives] = failpoints
         environment = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
             ENVIRONMENT: failpoints,
             CLOCK: str(self._folder / "clock"),
-            FIRED: str(self._fired_file),
+            FIRED: str(self._fired_file(self.lives)),
         }
         log = self._folder / f"{self._name}.log"
         with log.open("ab") as file:
@@ -121,19 +152,18 @@ class Kept:
                 self._command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file
             )
 
-    @property
-    def _fired_file(self) -> Path:
-        return self._folder / f"{self._name}-{self.lives}.fired"
+    def _fired_file(self, life: int) -> Path:
+        return self._folder / f"{self._name}-{life}.fired"
+
+    def _acted(self, life: int) -> list[str]:
+        path = self._fired_file(life)
+        return path.read_text().splitlines() if path.exists() else []
 
     def _bury(self) -> None:
         assert self._process is not None
         code = self._process.returncode
         if code not in self._fine:
             self.crashes.append(code)
-        if self._fired_file.exists():
-            if "*" in self._settings:  # a disk that is full for long is counted where it is filled
-                self.fired.update(self._fired_file.read_text().splitlines())
-            self._fired_file.unlink()
         self._process = None
 
     def _watch(self) -> None:

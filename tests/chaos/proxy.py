@@ -20,42 +20,59 @@ class UnsteadyProxy:
     Attributes:
         address: Where clients connect.
         delay_s: Before each piece that is passed on.
+        num_delayed: Pieces that were passed on late.
     """
 
     def __init__(self, port: int) -> None:
         self._target = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self._links: list[_Link] = []
-        self._silent: list[_Link] = []
+        self._links: set[_Link] = set()
+        self._silent: set[_Link] = set()
         self._lock = threading.Lock()
         self.delay_s = 0.0
+        self.num_delayed = 0
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def num_links(self) -> int:
+        """Connections that are alive and pass on what comes."""
+        return len(self._links)
+
     def cut(self) -> int:
-        """Reset every connection; how many there were."""
+        """Reset every connection that is alive; how many there were."""
         links = self._take_links()
         for link in links:
             link.reset()
         return len(links)
 
     def half_open(self) -> int:
-        """From now on nothing passes over the connections there are, though they stay open."""
+        """Nothing passes any more over the connections that are alive; how many there were.
+
+        They stay open, and an end that closes is not told to the other.
+        """
         links = self._take_links()
         for link in links:
             link.silent.set()
-        self._silent += links
+        with self._lock:
+            self._silent |= links
         return len(links)
 
     def close(self) -> None:
         self._listener.close()
         self.cut()
-        for link in self._silent:
+        for link in list(self._silent):
             link.reset()
 
-    def _take_links(self) -> list[_Link]:
+    def forget(self, link: _Link) -> None:
+        """A connection has ended."""
         with self._lock:
-            links, self._links = self._links, []
+            self._links.discard(link)
+            self._silent.discard(link)
+
+    def _take_links(self) -> set[_Link]:
+        with self._lock:
+            links, self._links = self._links, set()
         return links
 
     def _accept(self) -> None:
@@ -72,7 +89,7 @@ class UnsteadyProxy:
                 continue
             link = _Link(self, inner, outer)
             with self._lock:
-                self._links.append(link)
+                self._links.add(link)
             link.start()
 
 
@@ -82,6 +99,7 @@ class _Link:
     def __init__(self, proxy: UnsteadyProxy, inner: socket.socket, outer: socket.socket) -> None:
         self._proxy = proxy
         self._ends = inner, outer
+        self._ended: list[socket.socket] = []
         self.silent = threading.Event()
 
     def start(self) -> None:
@@ -89,22 +107,33 @@ class _Link:
             threading.Thread(target=self._pump, args=ends, daemon=True).start()
 
     def reset(self) -> None:
+        self.silent.set()  # no orderly end is passed on
         for end in self._ends:
             _close(end)
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while content := source.recv(65_536):
                 if self._proxy.delay_s:
                     time.sleep(self._proxy.delay_s)
+                    self._proxy.num_delayed += 1
                 if not self.silent.is_set():
                     sink.sendall(content)
-        if not self.silent.is_set():
-            self.reset()
+            if not self.silent.is_set():
+                self._proxy.forget(self)
+                sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            if not self.silent.is_set():
+                self.reset()
+        self._ended.append(source)
+        if len(self._ended) == 2:
+            self._proxy.forget(self)
+            for end in self._ends:
+                end.close()
 
 
 def _close(end: socket.socket) -> None:
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        end.shutdown(socket.SHUT_RDWR)
+        end.shutdown(socket.SHUT_RD)  # wakes who reads; to write also would send an orderly end
     end.close()

@@ -2,8 +2,9 @@
 
     python -m tests.chaos.rank_program '{"reader": ..., "records": ..., "trained": ..., "feed": {}}'
 
-It writes how far it has come beside its records; the file `trained` says how far all ranks have.
-Refusals that a restored file or disk mends are written down and asked again; any other ends it.
+The file `trained` is the checkpoint: it says how far all ranks have come, and there this one begins
+when it starts. How far it has come itself it writes beside its records. A round that is lost is
+written down and asked for again, as it may be restored; any other refusal ends it.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.chaos.toy_rounds import group_digests
-from trainer.errors import FeedError, MinerFaultError, RoundLostError
+from trainer.errors import FeedError, RoundLostError
 from trainer.feed import TripletBatch, TripletFeed
 
 PACE_S = 0.002
@@ -54,7 +55,7 @@ def record_of(reader: str, feed: TripletFeed, batch: TripletBatch) -> dict[str, 
 
 
 def train(reader: str, records: Path, trained: Path, settings: dict[str, Any]) -> None:
-    position = settings.pop("first_step")
+    position = int(trained.read_text())
     progress, partial = records.with_suffix(".progress"), records.with_suffix(".partial")
     with records.open("a") as file:
 
@@ -62,6 +63,9 @@ def train(reader: str, records: Path, trained: Path, settings: dict[str, Any]) -
             file.write(json.dumps(record) + "\n")
             file.flush()
 
+        names = "rank", "world_size", "stale", "max_staleness_steps"
+        start = {"reader": reader, "run": settings["run_id"], "first_step": position}
+        write({"kind": "start", **start, **{name: settings[name] for name in names}})
         while True:
             feed = TripletFeed(**settings, first_step=position)
             try:
@@ -76,9 +80,9 @@ def train(reader: str, records: Path, trained: Path, settings: dict[str, Any]) -
                     time.sleep(PACE_S)
             except FeedError as exc:
                 feed.close()
-                kind = type(exc).__name__
-                write({"kind": "refused", "reader": reader, "error": kind, "text": str(exc)})
-                if not isinstance(exc, MinerFaultError | RoundLostError):
+                refused = {"error": type(exc).__name__, "text": str(exc), "at_s": time.monotonic()}
+                write({"kind": "refused", "reader": reader, **refused})
+                if not isinstance(exc, RoundLostError):
                     raise
                 time.sleep(REFUSED_PAUSE_S)
 

@@ -2,18 +2,22 @@
 
 Records are dicts, one JSON object a line in files:
 
-    start       reader, run, rank, world_size, first_step, stale, max_staleness_steps
+    launched    reader, run: a process was started; it has to go on from the newest checkpoint
+    start       reader, run, rank, world_size, first_step, stale, max_staleness_steps: what the
+                process itself found, the step being that of the checkpoint it loaded
     batch       reader, run, step, rank, world_size, digest, round, model_step, staleness_steps,
                 over_stale, pass, rows, triplets, global_rows, global_groups, first_group,
                 groups (a digest of each), negatives (row ids), clashes (negatives of the anchor's
                 own identity, with it)
     checkpoint  run, step: steps [0, step) are trained, whatever happens now
     sealed      round, sha256: a writer was told so
-    refused     reader, error, text: what a client was told in place of a batch
+    damaged     round, begin_s, end_s: a file of it was damaged for that time
+    refused     reader, error, text, at_s: what a client was told in place of a batch
     memory      num_clients, num_bytes: what the miner holds more than without clients
 
 A reader is one process of one rank, from its start to its death. The order of the records of one
-reader, and that of starts and checkpoints of one run, is that of the events.
+reader, and that of launches and checkpoints of one run, is that of the events. Times are of the
+machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -65,6 +69,7 @@ class History:
     by_step: dict[tuple[str, int], list[Record]] = field(default_factory=lambda: defaultdict(list))
     marks: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
     sealed: list[Record] = field(default_factory=list)
+    damaged: list[Record] = field(default_factory=list)
     refused: list[Record] = field(default_factory=list)
     memory: list[Record] = field(default_factory=list)
 
@@ -75,16 +80,16 @@ class History:
             self.by_step[record["run"], record["step"]].append(record)
         elif kind == "start":
             self.starts[record["reader"]] = record
+        elif kind in ("launched", "checkpoint"):
             self.marks[record["run"]].append(record)
-        elif kind == "checkpoint":
-            self.marks[record["run"]].append(record)
-        elif kind == "sealed":
-            self.sealed.append(record)
-        elif kind == "refused":
-            self.refused.append(record)
         else:
-            assert kind == "memory", f"no such {kind=}"
-            self.memory.append(record)
+            others = {
+                "sealed": self.sealed,
+                "damaged": self.damaged,
+                "refused": self.refused,
+                "memory": self.memory,
+            }
+            others[kind].append(record)
 
     def shares(self, run: str, step: int) -> dict[int, dict[int, Record]]:
         """World size -> rank -> what it read."""

@@ -33,3 +33,4 @@ def test_every_promise_holds_through_a_storm_of_faults(tmp_path: Path) -> None:
     assert outcome.violations == []
     assert sum(outcome.steps.values()) >= steps
     assert outcome.faults.total() >= faults
+    assert outcome.num_over_stale > 0, "nothing was to be marked, so marks were not judged"

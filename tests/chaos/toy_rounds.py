@@ -58,7 +58,7 @@ def make_draft(fingerprint: str, model_step: int) -> RoundDraft:
         model_step=model_step,
         weights_sha256="ab" * 32,
         dataset_fingerprint=fingerprint,
-        strategy="random",
+        strategy="semi_hard",  # of "random" rounds the feed would not compare the staleness
         config={"max_uses_per_sample": MAX_USES_PER_SAMPLE},
         seed=0,
         index={},

@@ -1,9 +1,10 @@
 """Seals a round after the other and removes old ones, until it is killed or fenced off.
 
-    python -m tests.chaos.writer_program FOLDER RECORDS STEP_FILE
+    python -m tests.chaos.writer_program FOLDER RECORDS STEP_FILES...
 
-STEP_FILE holds the step that the next round's weights are of. It ends with `FENCED` once another
-writer has taken over the log; whatever else goes wrong is tried again with the next round.
+The lowest step in the files is the one that the next round's weights are of. It ends with `FENCED`
+once another writer has taken over the log; whatever else goes wrong is tried again with the next
+round.
 """
 
 import json
@@ -34,7 +35,7 @@ def open_writer(log: RoundLog) -> RoundWriter:
             time.sleep(PAUSE_S)
 
 
-def write_rounds(root: Path, records: Path, step_file: Path) -> None:
+def write_rounds(root: Path, records: Path, *step_files: Path) -> None:
     log, fingerprint = RoundLog(root / "log"), RowStore.open(root / "store").fingerprint
     writer = open_writer(log)
     runs = RunStore(root / "log", STRIDE_STEPS)
@@ -42,7 +43,8 @@ def write_rounds(root: Path, records: Path, step_file: Path) -> None:
         while True:
             try:
                 groups = capped_groups(NUM_GROUPS, seed=writer.next_round_id)
-                draft = make_draft(fingerprint, int(step_file.read_text()))
+                model_step = min(int(path.read_text()) for path in step_files)
+                draft = make_draft(fingerprint, model_step)
                 sealed = writer.seal(groups, draft)
                 record = {"kind": "sealed", "round": sealed.round_id, "sha256": sealed.sha256}
                 file.write(json.dumps(record) + "\n")

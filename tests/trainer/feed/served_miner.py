@@ -39,13 +39,15 @@ NUM_ROWS = NUM_IDENTITIES * SAMPLES_EACH
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-def make_folder(root: Path, num_rounds: int = 2, num_groups: int = 60) -> Path:
+def make_folder(
+    root: Path, num_rounds: int = 2, num_groups: int = 60, image_repeats: int = 20
+) -> Path:
     """A dataset of 160 rows, its row store, and a log of random rounds."""
     table = pa.table(
         {
             "sample_id": pa.array(range(1000, 1000 + NUM_ROWS)),
             "identity": [f"person-{i // SAMPLES_EACH}" for i in range(NUM_ROWS)],
-            "image": [b"pixels of row %d " % i * 20 for i in range(NUM_ROWS)],
+            "image": [b"pixels of row %d " % i * image_repeats for i in range(NUM_ROWS)],
         }
     )
     root.mkdir(parents=True, exist_ok=True)
