@@ -113,7 +113,7 @@ def _not_served(rpc: str, admit: Admit) -> Handler:
     async def answer(_requests: Any, context: Any) -> None:
         async with refusals(context):
             admit(context)
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this miner does not serve {rpc}")
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this miner does not serve {rpc[:200]}")
 
     return grpc.stream_unary_rpc_method_handler(answer)
 
