@@ -125,6 +125,7 @@ class MiningService:
             client = client_of(context)
             self._refuse_more_streams(client)
             run = await self._off_loop(lambda: self._parts.runs.get(request.run_id))
+            self._refuse_when_draining()  # or the drain, begun meanwhile, would not know of it
             self._refuse_more_streams(client)
             stream = TripletStream(self._source, run, request, self._parts.config.max_message_bytes)
             self._streams[stream] = client
