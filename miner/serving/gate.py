@@ -26,7 +26,10 @@ __all__ = ["Gate"]
 logger = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 5.0
-"""How soon a stream ends whose client has lost its role."""
+"""How soon a stream or an upload ends whose client has lost its role."""
+
+MESSAGE_S = 30.0
+"""How long a request may be without its message."""
 
 Handler = Any
 """A grpc.RpcMethodHandler."""
@@ -68,7 +71,8 @@ def _guarded(handler: Handler, admit: Admit) -> Handler:
         async with refusals(context):
             admit(context)
             if handler.request_streaming:
-                return await handler.stream_unary(requests, context)
+                answer = handler.stream_unary(requests, context)
+                return await _while_admitted(answer, lambda: admit(context))
             return await handler.unary_unary(await _only_message(context), context)
 
     async def stream(requests: Any, context: Any) -> None:
@@ -113,14 +117,20 @@ def _not_served(rpc: str, admit: Admit) -> Handler:
     async def answer(_requests: Any, context: Any) -> None:
         async with refusals(context):
             admit(context)
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this miner does not serve {rpc[:200]}")
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED, f"this miner does not serve {rpc[:200]}"
+            )
 
     return grpc.stream_unary_rpc_method_handler(answer)
 
 
 async def _only_message(context: Any) -> Any:
     """The message of a request that has one."""
-    message = await context.read()
+    try:
+        async with asyncio.timeout(MESSAGE_S):
+            message = await context.read()
+    except TimeoutError as exc:
+        raise RequestError(f"request: must come within {MESSAGE_S:g} s") from exc
     if message is grpc.aio.EOF:
         raise RequestError("request: must be one message, there is none")
     return message
@@ -135,7 +145,7 @@ async def _written(answers: Any, context: Any) -> None:
         await answers
 
 
-async def _while_admitted(work: Coroutine[Any, Any, None], admit: Callable[[], None]) -> None:
+async def _while_admitted(work: Coroutine[Any, Any, Any], admit: Callable[[], None]) -> Any:
     """Do the work, and break it off once the client may not ask for it any more."""
     task = asyncio.ensure_future(work)
     try:
@@ -143,7 +153,7 @@ async def _while_admitted(work: Coroutine[Any, Any, None], admit: Callable[[], N
             await asyncio.wait({task}, timeout=ASK_AGAIN_S)
             if not task.done():
                 admit()
-        task.result()
+        return task.result()
     finally:
         if not task.done():
             task.cancel()

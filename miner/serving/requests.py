@@ -22,6 +22,7 @@ __all__ = [
     "check_round",
     "check_step",
     "check_stream",
+    "check_upload_part",
     "read_difficulty",
     "read_page",
     "read_queries",
@@ -167,6 +168,14 @@ def read_upload_header(
             "serving.max_upload_bytes allows"
         )
     return header
+
+
+def check_upload_part(request: mining_pb2.UploadWeightsRequest) -> None:
+    """Raise RequestError unless it brings the file on: a message after an upload's first."""
+    has_header = request.HasField("header")
+    _require(not has_header, "header", "another one", "must be in the first message only")
+    rule = "must hold at least a byte after the first message"
+    _require(bool(request.content), "content", "0 bytes", rule)
 
 
 def read_difficulty(

@@ -12,9 +12,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import grpc
-import grpc.aio
-
 from miner.data.row_store import RowStore
 from miner.errors import LimitError, NotReadyError, RunConflictError
 from miner.rounds import RoundLog
@@ -37,7 +34,6 @@ from miner.serving.requests import (
     read_queries,
     read_row_ids,
     read_run_parameters,
-    read_upload_header,
     watch_interval_s,
 )
 from miner.serving.runs import RunStore
@@ -173,13 +169,9 @@ class MiningService:
         del requests  # read by way of the context, with a limit to silence
         async with refusals(context):
             self._refuse_when_draining()
-            first = await context.read()
-            if first is grpc.aio.EOF:
-                first = mining_pb2.UploadWeightsRequest()
-            header = read_upload_header(first, self._parts.config.max_upload_bytes)
-            backend = self._parts.backend
-            folder = backend.uploads_folder
-            async with received(context.read, header, first.content, folder, self._pool) as path:
+            backend, most = self._parts.backend, self._parts.config.max_upload_bytes
+            upload = received(context.read, most, backend.uploads_folder, self._pool)
+            async with upload as (header, path):
                 with self._parts.meters.refused_weights():
                     superseded = await backend.announce(header.step, str(path), header.sha256)
             return mining_pb2.AnnounceWeightsResponse(superseded=superseded)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,48 @@ def test_streams_end_soon_after_their_token_was_withdrawn(
         assert code_of(stalled) is UNAUTHENTICATED
         assert watches[0].is_active()
         watches[0].cancel()
+
+
+def test_an_upload_ends_soon_after_its_token_was_withdrawn(
+    start: Callable[..., ServerThread], tokens_file: Path
+) -> None:
+    write_tokens(tokens_file, token_entry("leaver", "write", "leaving"))
+    miner = start(tokens_file=tokens_file)
+    stopped = threading.Event()
+
+    def messages() -> Iterator[Any]:
+        yield mining_pb2.UploadWeightsRequest(
+            header=mining_pb2.UploadHeader(step=1, sha256="0" * 64, total_bytes=10), content=b"x"
+        )
+        write_tokens(tokens_file)
+        stopped.wait(10)
+
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.UploadWeights(messages(), metadata=bearer("leaving"), timeout=9)
+        stopped.set()
+    failed: Any = raised.value
+    assert failed.code() is UNAUTHENTICATED
+    assert not [*miner.backend.uploads_folder.glob("*")]
+
+
+def test_a_request_whose_message_does_not_come_is_ended(
+    start: Callable[..., ServerThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "MESSAGE_S", 0.2)
+    miner, stopped = start(), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        stopped.wait(10)
+        yield b""
+
+    with channel_to(miner.address) as channel:
+        with pytest.raises(grpc.RpcError) as raised:
+            channel.stream_unary(STATUS)(nothing(), timeout=9)
+        stopped.set()
+    failed: Any = raised.value
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_renewed_certificate_is_shown_to_new_connections_and_a_broken_one_never(
