@@ -158,7 +158,7 @@ def _check_mode(path: Path) -> None:
 def _parsed(path: Path, text: str) -> Tokens:
     try:
         listed = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, a deep nesting
         # Not even as the cause: a parser's message quotes the line.
         raise ConfigError(f"the tokens file {path} is not YAML") from None
     if not isinstance(listed, list) or not listed:

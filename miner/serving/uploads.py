@@ -97,7 +97,7 @@ class _Paced:
         begin_s = time.monotonic()
         try:
             async with asyncio.timeout(self._left_s):
-                message = await self.read()
+                message: mining_pb2.UploadWeightsRequest = await self.read()
         except TimeoutError as exc:
             raise LimitError(
                 f"an upload that brings nothing for {SILENCE_S:g} s, or is so far behind "

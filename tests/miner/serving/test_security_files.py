@@ -50,6 +50,8 @@ def told(raised: pytest.ExceptionInfo[ConfigError]) -> str:
         (f"- {SECRET}", "entry 1"),
         (f"- [{SECRET}", "not YAML"),
         (f"- {SECRET}: {{", "not YAML"),
+        (f"- name: {SECRET}\n  since: 2024-13-45", "not YAML"),
+        ("[" * 5000, "not YAML"),
         ("- {name: a, role: read}", "entry 1: .*either sha256 or certificate"),
         (f"- {{name: a, role: read, sha256: {SECRET}}}", "entry 1: sha256"),
         (f"- {{name: a, role: read, token: {SECRET}}}", "entry 1: token"),
