@@ -78,6 +78,8 @@ class MiningService:
         self._pool = pool
         self._source = StreamSource(BatchAssembler(parts.log, parts.row_store), pool, parts.meters)
         self._searcher = ThreadPoolExecutor(1, thread_name_prefix="queries")
+        # Each writes as much as the catalog has identities, and takes turns: not in the pool.
+        self._reporter = ThreadPoolExecutor(1, thread_name_prefix="difficulties")
         self._num_queries = 0
         self._streams: dict[TripletStream, str] = {}
         self._draining = asyncio.Event()
@@ -95,6 +97,7 @@ class MiningService:
         except TimeoutError:
             logger.warning("%d streams did not end within %g s", len(self._streams), timeout_s)
         self._searcher.shutdown(wait=False, cancel_futures=True)
+        self._reporter.shutdown(wait=False)
 
     # gRPC prescribes the names of the methods below.
 
@@ -217,7 +220,7 @@ class MiningService:
                 self._parts.runs.get(request.run_id)
                 return book.report(request.run_id, request.step, identity_ids_I, losses_I)
 
-            known = await self._off_loop(report)
+            known = await asyncio.get_running_loop().run_in_executor(self._reporter, report)
             return mining_pb2.ReportDifficultyResponse(num_identities=known)
 
     async def GetStatus(
