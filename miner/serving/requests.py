@@ -53,7 +53,7 @@ STALE: dict[int, Literal["serve", "wait"]] = {
 }
 
 
-def read_run_parameters(request: mining_pb2.OpenRunRequest) -> RunParameters:
+def read_run_parameters(request: mining_pb2.OpenRunRequest, max_batch_rows: int) -> RunParameters:
     """The parameters that a run is opened with.
 
     Raises:
@@ -62,6 +62,8 @@ def read_run_parameters(request: mining_pb2.OpenRunRequest) -> RunParameters:
     exhausted, stale = request.exhausted_policy, request.stale_policy
     _require(exhausted in EXHAUSTED, "exhausted_policy", exhausted, "must be a known policy")
     _require(stale in STALE, "stale_policy", stale, "must be a known policy")
+    rows, rule = request.batch_rows, f"must be at most serving.max_batch_rows={max_batch_rows}"
+    _require(rows <= max_batch_rows, "batch_rows", rows, rule)
     return RunParameters(
         run_id=request.run_id,
         batch_rows=request.batch_rows,

@@ -3,12 +3,15 @@
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from miner.errors import ConfigError
 from miner.serving import gate, watched
@@ -27,6 +30,7 @@ from tests.miner.serving.credential_files import (
 from tests.trainer.feed.served_miner import ServerThread, channel_to, make_folder
 
 OK = grpc.StatusCode.OK
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 STATUS = "/coalface.v1.MiningService/GetStatus"
 READER = bearer(TOKENS["read"])
@@ -78,6 +82,13 @@ def code_of(call: Any) -> grpc.StatusCode:
     failed: Any = raised.value
     code: grpc.StatusCode = failed.code()
     return code
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_tokens_are_taken_up_and_withdrawn_while_the_server_lives(
@@ -266,6 +277,88 @@ def test_streams_are_counted_by_certificate(
         assert refused.details().startswith("trainer-1 has 1 streams open")
         for stream in streams:
             stream.cancel()
+
+
+def test_every_rpc_that_streams_is_counted_by_client(
+    start: Callable[..., ServerThread], tokens_file: Path
+) -> None:
+    miner = start(tokens_file=tokens_file, max_streams_per_client=1)
+    stopped = threading.Event()
+
+    def slowly() -> Iterator[Any]:
+        header = mining_pb2.UploadHeader(step=1, sha256="0" * 64, total_bytes=10)
+        yield mining_pb2.UploadWeightsRequest(header=header, content=b"x")
+        stopped.wait(10)
+
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        writer, asked = bearer(TOKENS["write"]), mining_pb2.WatchStatusRequest()
+        anybody = [health.Watch(health_pb2.HealthCheckRequest(), timeout=30)]
+        watches = [stub.WatchStatus(asked, metadata=READER, timeout=30)]
+        next(watches[0]), next(anybody[0])
+        upload = stub.UploadWeights.future(slowly(), metadata=writer, timeout=30)
+        assert code_of(stub.WatchStatus(asked, metadata=READER, timeout=10)) is EXHAUSTED
+        assert code_of(health.Watch(health_pb2.HealthCheckRequest(), timeout=10)) is EXHAUSTED
+        watches.append(stub.WatchStatus(asked, metadata=writer, timeout=30))
+        next(watches[1])
+        until(lambda: [*miner.backend.uploads_folder.glob(".upload-*")] != [])
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.UploadWeights(slowly(), metadata=writer, timeout=10)
+        busy: Any = raised.value
+        assert busy.code() is grpc.StatusCode.UNAVAILABLE, "a client may repeat what broke"
+        streams = [stream_of(stub, "w")]
+        for call in (*watches, *streams, *anybody, upload):
+            call.cancel()
+        stopped.set()
+
+        def watch_again() -> bool:
+            code, _ = outcome(channel, "/coalface.v1.MiningService/WatchStatus", READER)
+            return bool(code is OK)
+
+        until(watch_again)
+
+
+def test_samples_that_nobody_reads_are_counted(
+    start: Callable[..., ServerThread], tokens_file: Path
+) -> None:
+    miner = start(tokens_file=tokens_file, max_streams_per_client=1)
+    request = mining_pb2.GetSamplesRequest(row_ids=np.zeros(65_536, "<i8").tobytes())
+    with channel_to(miner.address) as one, channel_to(miner.address) as other:
+        stub, beside = (mining_pb2_grpc.MiningServiceStub(each) for each in (one, other))
+        stalled = stub.GetSamples(request, metadata=READER, timeout=30)
+        next(stalled)
+        refused = beside.GetSamples(request, metadata=READER, timeout=10)
+        assert code_of(refused) is EXHAUSTED
+        stalled.cancel()
+
+
+def test_rpcs_at_once_are_bounded(start: Callable[..., ServerThread]) -> None:
+    miner = start(max_concurrent_rpcs=2)
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        watches = [stub.WatchStatus(mining_pb2.WatchStatusRequest(), timeout=30) for _ in "ab"]
+        for watch in watches:
+            next(watch)
+        assert outcome(channel, STATUS)[0] is EXHAUSTED
+        for watch in watches:
+            watch.cancel()
+        until(lambda: outcome(channel, STATUS)[0] is OK)
+
+
+def test_a_flood_without_credentials_does_not_fill_the_log(
+    start: Callable[..., ServerThread], tokens_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    miner = start(tokens_file=tokens_file)
+    begin_s = time.monotonic()
+    with channel_to(miner.address) as channel:
+        codes = {outcome(channel, STATUS)[0] for _ in range(200)}
+        assert codes == {UNAUTHENTICATED}
+        num_seconds = time.monotonic() - begin_s
+        assert 1 <= caplog.text.count("refused '/coalface") <= 2 + num_seconds
+        time.sleep(gate.WARN_EVERY_S)
+        outcome(channel, STATUS)
+    assert "more since the last" in caplog.text
 
 
 @pytest.mark.parametrize("guarded", [False, True])
