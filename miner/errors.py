@@ -114,7 +114,7 @@ class DamagedRoundError(RoundLogError):
 
 
 class DiskError(RoundLogError):
-    """The disk refuses a write; nothing has changed, and later the same may succeed."""
+    """The disk refuses a read or a write; nothing has changed, and later the same may succeed."""
 
 
 class RoundExpiredError(RoundLogError):
