@@ -24,8 +24,8 @@ class ServingConfig(BaseModel):
     allow_insecure_bind: bool = Field(
         default=False,
         description="Listen although TLS or credentials are missing, on an address that other "
-        "machines reach. Off: whoever reaches the port can read samples and announce weights, and "
-        "whoever listens on the way can copy tokens.",
+        "machines reach; also for metrics, which have neither. Off: whoever reaches the port can "
+        "read samples and announce weights, and whoever listens on the way can copy tokens.",
     )
     tls: TlsConfig | None = Field(
         default=None,

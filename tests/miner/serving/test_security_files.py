@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from miner.app.serve import run_service
+from miner.config import MinerConfig, load_config
 from miner.errors import ConfigError
 from miner.serving import watched
 from miner.serving.binding import check_binding, check_files
 from miner.serving.certificates import TlsConfig, read_certificates
 from miner.serving.config import ServingConfig
+from miner.serving.metrics.config import MetricsConfig
 from miner.serving.tokens import Entry, Tokens, add_token, read_tokens
 from miner.serving.watched import Watched
 from tests.miner.serving.credential_files import (
@@ -274,6 +277,32 @@ def test_to_a_network_only_tls_with_credentials_goes_unless_asked_for(
     check_binding(config.model_copy(update={"allow_insecure_bind": True}))
     assert missing in caplog.text
     assert bool(caplog.text) == bool(missing)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "miner.example", ""])
+def test_metrics_are_open_to_a_network_only_where_asked_for(
+    host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    serving = ServingConfig(host="0.0.0.0", **(TLS | WITH_TOKENS))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"metrics\.host.*allow_insecure_bind"):
+        check_binding(serving, MetricsConfig(host=host, port=0))
+    check_binding(serving, MetricsConfig(host=host))
+    check_binding(serving, MetricsConfig(host="127.0.0.1", port=0))
+    assert not caplog.text
+    asked_for = serving.model_copy(update={"allow_insecure_bind": True})
+    check_binding(asked_for, MetricsConfig(host=host, port=0))
+    assert "metrics.host" in caplog.text
+
+
+def test_a_service_does_not_begin_with_metrics_for_everybody(tmp_path: Path) -> None:
+    config = load_config(
+        MinerConfig,
+        None,
+        [f"state_dir={tmp_path / 's'}", "dataset.uri=/d", "metrics={host: 0.0.0.0, port: 0}"],
+    )
+    with pytest.raises(ConfigError, match=r"metrics\.host"):
+        run_service(config)
+    assert not (tmp_path / "s").exists()
 
 
 def test_paths_mean_the_same_in_another_folder(
