@@ -3,6 +3,7 @@
 import hashlib
 import os
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,8 @@ def told(raised: pytest.ExceptionInfo[ConfigError]) -> str:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "at least one entry"),
-        ("[]", "at least one entry"),
+        ("", "a list"),
+        ("# nothing yet", "a list"),
         (f"token: {SECRET}", "a list"),
         (f"- {SECRET}", "entry 1"),
         (f"- [{SECRET}", "not YAML"),
@@ -156,6 +157,52 @@ def test_what_stood_in_a_tokens_file_stays_with_its_mode(tmp_path: Path) -> None
     add_token(path, "b", "write")
     assert path.read_text().startswith(before + "\n- name: b\n")
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_stood_in_a_tokens_file_stays_with_its_owner(tmp_path: Path) -> None:
+    path = write_tokens(tmp_path / "tokens.yaml")
+    os.chown(path, 1234, 4321)
+    add_token(path, "b", "write")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 4321)
+
+
+def test_tokens_that_are_added_at_once_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.yaml"
+    with ThreadPoolExecutor(8) as pool:
+        adding = [pool.submit(add_token, path, f"trainer-{n}", "read") for n in range(40)]
+        added = [each.result() for each in adding]
+    tokens = read_tokens(path)
+    assert {entry.name for entry in tokens.entries} == {f"trainer-{n}" for n in range(40)}
+    assert all(tokens.by_token(token) for token in added)
+    assert [each.name for each in tmp_path.iterdir()] == ["tokens.yaml"]
+
+
+def test_an_added_token_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    replace, sync = Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda d: (events.append("fsync"), sync(d))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda old, new: (events.append("rename"), replace(old, new))[1]
+    )
+    add_token(tmp_path / "tokens.yaml", "a", "read")
+    assert events == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.parametrize("before", ["[]", "# ours\n[]\n"])
+def test_a_list_without_entries_lets_nobody_in_until_one_is_added(
+    tmp_path: Path, before: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tokens.yaml"
+    path.write_text(before)
+    path.chmod(0o600)
+    assert read_tokens(path).entries == ()
+    assert "nobody is let in" in caplog.text
+    token = add_token(path, "a", "read")
+    assert read_tokens(path).by_token(token) is not None
+    assert ("# ours" in path.read_text()) == ("# ours" in before)
 
 
 @pytest.mark.parametrize("name", ["reader", "", "a b", ".a", "x" * 65, "a\nb"])

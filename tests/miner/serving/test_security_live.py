@@ -106,6 +106,9 @@ def test_tokens_are_taken_up_and_withdrawn_while_the_server_lives(
         assert outcome(channel, STATUS, bearer("newcomer"))[0] is OK
         write_tokens(tokens_file)
         assert outcome(channel, STATUS, bearer("newcomer"))[0] is UNAUTHENTICATED
+        assert outcome(channel, STATUS, READER)[0] is OK
+        tokens_file.write_text("[]")
+        assert outcome(channel, STATUS, READER)[0] is UNAUTHENTICATED, "a list of nobody"
 
 
 def test_streams_end_soon_after_their_token_was_withdrawn(
