@@ -71,7 +71,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no
         rpc: str = call.method
         handler = await continuation(call)
         is_open = NEEDED_ROLES.get(rpc, "none") is None
-        if is_open and not handler.response_streaming:
+        if is_open and (handler is None or not handler.response_streaming):
             return handler
 
         def admit(context: Any) -> None:
