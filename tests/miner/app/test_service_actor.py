@@ -51,3 +51,6 @@ def test_an_announcement_that_looks_into_the_log_does_not_hold_up_other_requests
     finally:
         actor.drain()
         actor._loop.call_soon_threadsafe(actor._loop.stop)
+        while actor._loop.is_running():
+            time.sleep(0.01)
+        actor._loop.close()
