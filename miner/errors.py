@@ -23,7 +23,7 @@ CoalfaceError
 │   ├── UnknownRunError     no run with this id
 │   ├── RunConflictError    the run exists with other parameters, or does not fit the round
 │   └── StepRangeError      the step lies outside what the plan can reach
-└── NotReadyError           starting or draining: try again later
+└── NotReadyError           starting, draining or busy with it already: try again later
 """
 
 __all__ = [
@@ -114,7 +114,7 @@ class DamagedRoundError(RoundLogError):
 
 
 class DiskError(RoundLogError):
-    """The disk refuses a read or a write; nothing has changed, later the same may succeed."""
+    """The disk refuses a read or a write; nothing has changed, and later the same may succeed."""
 
 
 class RoundExpiredError(RoundLogError):
@@ -158,4 +158,4 @@ class StepRangeError(RunError):
 
 
 class NotReadyError(CoalfaceError):
-    """The service is starting or draining; the request may be repeated later."""
+    """The service is starting, draining or busy; the request may be repeated later."""

@@ -53,8 +53,9 @@ class Announcement:
 class MiningServiceActor:
     """Serves rounds over gRPC; :mod:`miner.app.serve` makes a Ray actor of it.
 
-    Its public methods are called by the driver, each on a thread of Ray's; the three of
-    :class:`miner.serving.backend.Backend` on the server's event loop.
+    Its public methods are called by the driver, each on a thread of Ray's; those of
+    :class:`miner.serving.backend.Backend` by the server, on its event loop, where nothing may wait
+    for the disk, but for ``live_snapshot``, which has a thread.
 
     Args:
         config: The resolved configuration, with the port that clients know.
@@ -143,8 +144,10 @@ class MiningServiceActor:
             if newest and (newest.step, newest.sha256) == (step, announced.sha256):
                 return False
             copy = await self._judgement(announced)
-            if newest and newest.step > step and not self._is_mined(newest):
-                return True
+            if newest and newest.step > step:
+                is_waiting = not await asyncio.to_thread(self._is_mined, newest)
+                if is_waiting:
+                    return True
             weights = replace(announced, uri=str(copy))
             await asyncio.to_thread(write_accepted, self._config.state_dir, weights)
             self._weights = weights

@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except OSError as exc:
         raise ConfigError(f"cannot read the configuration {path}: {exc.strerror}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a date that is none, and UTF-8
         raise ConfigError(f"{path} is not YAML: {exc}") from exc
     if not isinstance(tree or {}, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}")
@@ -84,7 +84,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
         tree[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise ConfigError(f"override {override!r}: the value is not YAML: {exc}") from exc
 
 

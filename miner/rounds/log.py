@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
-from miner.errors import DamagedRoundError, RoundExpiredError, RoundLogError
+from miner.errors import DamagedRoundError, DiskError, RoundExpiredError, RoundLogError
 from miner.rounds.checked import decode_object, encode_object
 from miner.rounds.chunks import decode_chunk
 from miner.rounds.durable import locked, replace_file
@@ -87,8 +87,10 @@ class RoundLog:
         """The sealed rounds that are kept, ascending."""
         try:
             names = [path.name for path in self.rounds_dir.iterdir()]
-        except OSError as exc:
+        except FileNotFoundError as exc:
             raise RoundLogError(f"the rounds of {self.root} cannot be listed: {exc}") from exc
+        except OSError as exc:
+            raise DiskError(f"the rounds of {self.root} cannot be listed for now: {exc}") from exc
         return sorted(int(name) for name in names if _SEALED_NAME.fullmatch(name))
 
     def newest(self) -> int | None:
@@ -158,7 +160,7 @@ class RoundLog:
         for round_id in sealed:
             try:
                 manifest = self._load_manifest(round_id)
-            except DamagedRoundError as exc:
+            except (DamagedRoundError, DiskError) as exc:
                 problems.append(str(exc))
                 previous = None
                 continue
@@ -179,7 +181,7 @@ class RoundLog:
                     self._load_chunk(manifest.round_id, entry)
                 else:
                     self._require_size(manifest.round_id, entry)
-            except DamagedRoundError as exc:
+            except (DamagedRoundError, DiskError) as exc:
                 yield str(exc)
 
     def _require(self, round_id: int) -> None:
@@ -271,8 +273,10 @@ def _continues(manifest: RoundManifest, previous: RoundManifest | None) -> bool:
 def _read(path: Path, round_id: int) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as exc:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
         raise _damaged(path, round_id, f"it cannot be read ({exc.strerror})") from exc
+    except OSError as exc:  # of the disk, or of too many open files: it may be well again
+        raise DiskError(f"round {round_id} cannot be read for now: {exc}") from exc
 
 
 def _damaged(path: Path, round_id: int, reason: str) -> DamagedRoundError:

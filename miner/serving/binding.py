@@ -11,6 +11,7 @@ import logging
 from miner.errors import ConfigError
 from miner.serving.certificates import read_certificates
 from miner.serving.config import ServingConfig
+from miner.serving.metrics.config import MetricsConfig
 from miner.serving.tokens import read_tokens
 
 __all__ = ["check_binding", "check_files", "is_loopback"]
@@ -18,15 +19,18 @@ __all__ = ["check_binding", "check_files", "is_loopback"]
 logger = logging.getLogger(__name__)
 
 
-def check_binding(config: ServingConfig) -> None:
+def check_binding(config: ServingConfig, metrics: MetricsConfig | None = None) -> None:
     """Refuse what lets in more than was asked for.
 
     On this machine alone, anything goes but TLS that lets everybody in; on an address that others
-    reach, only TLS with tokens or client certificates. ``allow_insecure_bind`` takes the rest.
+    reach, only TLS with tokens or client certificates, and no metrics, which have neither.
+    ``allow_insecure_bind`` takes the rest.
 
     Raises:
         ConfigError: It says what is missing, and what to do.
     """
+    if metrics is not None and metrics.port is not None:
+        _check_metrics(metrics, config.allow_insecure_bind)
     is_local, tls = is_loopback(config.host), config.tls
     knows_clients = config.tokens_file is not None or (tls is not None and tls.client_ca_file)
     if tls is None:
@@ -43,6 +47,18 @@ def check_binding(config: ServingConfig) -> None:
             "serving.allow_insecure_bind=true on a network that you trust"
         )
     logger.warning("serving.host=%r%s is served with %s, as asked for", config.host, reach, missing)
+
+
+def _check_metrics(metrics: MetricsConfig, is_asked_for: bool) -> None:
+    if is_loopback(metrics.host):
+        return
+    if not is_asked_for:
+        raise ConfigError(
+            f"metrics.host={metrics.host!r} is reachable from other machines, and figures and run "
+            "ids would be served to everybody: use 127.0.0.1, or set "
+            "serving.allow_insecure_bind=true on a network that you trust"
+        )
+    logger.warning("metrics.host=%r is served without credentials, as asked for", metrics.host)
 
 
 def check_files(config: ServingConfig) -> None:

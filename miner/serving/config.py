@@ -24,8 +24,8 @@ class ServingConfig(BaseModel):
     allow_insecure_bind: bool = Field(
         default=False,
         description="Listen although TLS or credentials are missing, on an address that other "
-        "machines reach. Off: whoever reaches the port can read samples and announce weights, and "
-        "whoever listens on the way can copy tokens.",
+        "machines reach; also for metrics, which have neither. Off: whoever reaches the port can "
+        "read samples and announce weights, and whoever listens on the way can copy tokens.",
     )
     tls: TlsConfig | None = Field(
         default=None,
@@ -85,11 +85,30 @@ class ServingConfig(BaseModel):
         ge=1,
         description="Largest file of weights that may be uploaded. 4 GiB: a billion parameters.",
     )
+    max_batch_rows: int = Field(
+        default=1_000_000,
+        ge=3,
+        description="Most rows of a run's global batch. A million: more than trainers ask for; a "
+        "batch is made in memory, with its samples where they are asked for.",
+    )
+    max_runs: int = Field(
+        default=10_000,
+        ge=1,
+        description="Runs that are kept; a new one above that is refused. 10,000: years of "
+        "trainings; each takes a folder and some memory.",
+    )
     max_streams_per_client: int = Field(
         default=256,
         ge=1,
-        description="Streams that one client may have open: one token, or one address where there "
-        "are none. 256: the ranks of 32 machines behind one address.",
+        description="Streams of each rpc that one client may have open (of uploads one): one "
+        "token, or one address where there are none. 256: the ranks of 32 machines behind one "
+        "address.",
+    )
+    max_concurrent_rpcs: int = Field(
+        default=4096,
+        ge=1,
+        description="Rpcs under way at once, of all clients and health checks together; more are "
+        "refused. 4096: a stream each for more ranks than one miner feeds.",
     )
     max_waiting_queries: int = Field(
         default=8,

@@ -1,23 +1,27 @@
 """How well the model does on each identity, as trainers report it; kept over restarts.
 
-<root>/difficulty.safetensors   the mean of each identity, and what it takes to repeat a report
+<root>/difficulty.safetensors   the mean of each identity, and up to which step the newest runs
+                                have reported each of them
 
     unknown --report--> its loss --report of a later step--> halfway to the new loss ...
 
 It knows no quotas: what comes of it is the selection's. Shape legend: I = identities of the
-catalog, J = identities of a report.
+catalog, J = identities of a report, K = runs.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from miner.errors import DiskError
 from miner.failpoints import reach
@@ -25,92 +29,122 @@ from miner.rounds.durable import replace_file
 
 __all__ = ["DifficultyBook", "read_difficulties"]
 
+logger = logging.getLogger(__name__)
+
 FILE_NAME = "difficulty.safetensors"
 NEW_SHARE = np.float32(0.5)
 """Weight of a new report beside all before it: a mean over the last few."""
+
+MAX_RUNS = 8
+"""Runs whose steps are remembered, 8 bytes an identity each; the one that reported last stays."""
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What a file holds.
+
+    Attributes:
+        losses_I: The means; NaN where none is known.
+        steps_KI: By run, the last to report being the last here; up to which step it has, or -1.
+    """
+
+    losses_I: F32
+    steps_KI: dict[str, I64]
+
+
 class DifficultyBook:
     """The losses reported so far. Safe among threads; one process writes."""
 
     def __init__(self, root: Path, num_identities: int) -> None:
-        """Take up what is there; a damaged file, or one of other identities, is begun anew."""
+        """Nothing is read before the first report."""
+        self.num_identities = num_identities
         self._path = root / FILE_NAME
         self._lock = threading.Lock()
-        kept = _read(self._path, num_identities)
-        self._run_id = kept[0] if kept else ""
-        unknown_I = np.full(num_identities, np.nan, np.float32)
-        self._losses_I, self._before_I = kept[1:3] if kept else (unknown_I, unknown_I.copy())
-        self._steps_I: I64 = kept[3] if kept else np.full(num_identities, -1, np.int64)
-
-    @property
-    def num_identities(self) -> int:
-        """Of the catalog, I."""
-        return len(self._losses_I)
+        self._page: _Page | None = None
 
     def report(self, run_id: str, step: int, identity_ids_J: I32, losses_J: F32) -> int:
         """Take the losses of some identities; durable on return. A repeated report changes nothing.
 
-        Each identity's mean moves halfway to its new loss. What is told of an earlier step than an
-        identity was reported at is passed over; steps of another run begin anew.
+        Each identity's mean moves halfway to its new loss. What a run tells of a step that it has
+        reported for an identity, or of an earlier one, is passed over; so it is for the `MAX_RUNS`
+        runs that reported last. A damaged file, or one of other identities, is begun anew.
 
         Returns:
             Of how many identities a difficulty is known by now.
 
         Raises:
             DiskError: The disk refuses; nothing has changed then.
+
+        Cost: O(K I) bytes are written and synced.
         """
         with self._lock:
-            steps_I = (
-                self._steps_I.copy() if run_id == self._run_id else np.full_like(self._steps_I, -1)
-            )
-            losses_I, before_I = self._losses_I.copy(), self._before_I.copy()
-            later_J = step > steps_I[identity_ids_J]
-            begun = identity_ids_J[later_J]
-            before_I[begun] = losses_I[begun]
-            taken_J = step >= steps_I[identity_ids_J]
-            taken, new = identity_ids_J[taken_J], losses_J[taken_J]
-            old = before_I[taken]
-            losses_I[taken] = np.where(np.isnan(old), new, old + NEW_SHARE * (new - old))
-            steps_I[taken] = step
-            self._write(run_id, losses_I, before_I, steps_I)
-            self._run_id, self._losses_I = run_id, losses_I
-            self._before_I, self._steps_I = before_I, steps_I
-            return int(np.count_nonzero(~np.isnan(losses_I)))
+            page = self._page = self._page or self._taken_up()
+            steps_I = page.steps_KI.get(run_id)
+            steps_I = np.full(len(page.losses_I), -1, np.int64) if steps_I is None else steps_I
+            is_new_J = step > steps_I[identity_ids_J]
+            if is_new_J.any():
+                taken, new = identity_ids_J[is_new_J], losses_J[is_new_J]
+                losses_I, steps_I = page.losses_I.copy(), steps_I.copy()
+                old = losses_I[taken]
+                losses_I[taken] = np.where(np.isnan(old), new, old + NEW_SHARE * (new - old))
+                steps_I[taken] = step
+                others = [(run, each) for run, each in page.steps_KI.items() if run != run_id]
+                page = _Page(losses_I, dict([*others[-MAX_RUNS + 1 :], (run_id, steps_I)]))
+                self._write(page)
+                self._page = page
+            return int(np.count_nonzero(~np.isnan(page.losses_I)))
 
-    def _write(self, run_id: str, losses_I: F32, before_I: F32, steps_I: I64) -> None:
+    def _taken_up(self) -> _Page:
+        try:
+            page = _read(self._path, self.num_identities)
+        except OSError as exc:
+            raise DiskError(f"difficulties cannot be read from {self._path}: {exc}") from exc
+        return page or _Page(np.full(self.num_identities, np.nan, np.float32), {})
+
+    def _write(self, page: _Page) -> None:
+        runs = json.dumps([*page.steps_KI]).encode()
         tensors: dict[str, npt.NDArray[Any]] = {
-            "losses": losses_I,
-            "before": before_I,
-            "steps": steps_I,
+            "losses": page.losses_I,
+            "steps": np.stack([*page.steps_KI.values()]),
+            "runs": np.frombuffer(runs, np.uint8),
         }
         try:
             reach("difficulty.write.begin")
-            replace_file(self._path, save(tensors, {"run_id": run_id}))
+            replace_file(self._path, save(tensors))
             reach("difficulty.write.kept")
         except OSError as exc:
             raise DiskError(f"difficulties cannot be kept in {self._path}: {exc}") from exc
 
 
 def read_difficulties(root: Path, num_identities: int) -> F32 | None:
-    """[I] the mean loss of each identity, NaN where none is known; None if nothing was reported."""
-    kept = _read(root / FILE_NAME, num_identities)
-    return kept[1] if kept else None
+    """[I] the mean loss of each identity, NaN where none is known; None if nothing was reported.
 
-
-def _read(path: Path, num_identities: int) -> tuple[str, F32, F32, I64] | None:
+    Also None, with a warning, where the file cannot be used.
+    """
+    path = root / FILE_NAME
     try:
-        with safe_open(path, "numpy") as file:
-            run_id = (file.metadata() or {})["run_id"]
-            losses_I, before_I, steps_I = (
-                file.get_tensor(name) for name in ("losses", "before", "steps")
-            )
-    except (OSError, SafetensorError, KeyError):
+        page = _read(path, num_identities)
+    except OSError as exc:
+        logger.warning("difficulties cannot be read from %s, for now: %s", path, exc)
         return None
-    if {len(losses_I), len(before_I), len(steps_I)} != {num_identities}:
+    return page.losses_I if page else None
+
+
+def _read(path: Path, num_identities: int) -> _Page | None:
+    """None where nothing was kept, or nothing that can be used."""
+    try:
+        tensors = load(path.read_bytes())
+        losses_I, steps_KI = tensors["losses"], tensors["steps"]
+        run_ids: list[str] = json.loads(tensors["runs"].tobytes())
+        if (losses_I.shape, steps_KI.shape) != ((num_identities,), (len(run_ids), num_identities)):
+            raise ValueError(f"it is not of {num_identities} identities")
+    except FileNotFoundError:
         return None
-    return run_id, losses_I, before_I, steps_I
+    except (SafetensorError, KeyError, ValueError, TypeError) as exc:
+        logger.warning("%s cannot be used, difficulties begin anew: %r", path, exc)
+        return None
+    return _Page(losses_I, dict(zip(run_ids, steps_KI, strict=True)))

@@ -22,6 +22,7 @@ __all__ = [
     "check_round",
     "check_step",
     "check_stream",
+    "check_upload_part",
     "read_difficulty",
     "read_page",
     "read_queries",
@@ -52,7 +53,7 @@ STALE: dict[int, Literal["serve", "wait"]] = {
 }
 
 
-def read_run_parameters(request: mining_pb2.OpenRunRequest) -> RunParameters:
+def read_run_parameters(request: mining_pb2.OpenRunRequest, max_batch_rows: int) -> RunParameters:
     """The parameters that a run is opened with.
 
     Raises:
@@ -61,6 +62,8 @@ def read_run_parameters(request: mining_pb2.OpenRunRequest) -> RunParameters:
     exhausted, stale = request.exhausted_policy, request.stale_policy
     _require(exhausted in EXHAUSTED, "exhausted_policy", exhausted, "must be a known policy")
     _require(stale in STALE, "stale_policy", stale, "must be a known policy")
+    rows, rule = request.batch_rows, f"must be at most serving.max_batch_rows={max_batch_rows}"
+    _require(rows <= max_batch_rows, "batch_rows", rows, rule)
     return RunParameters(
         run_id=request.run_id,
         batch_rows=request.batch_rows,
@@ -167,6 +170,14 @@ def read_upload_header(
             "serving.max_upload_bytes allows"
         )
     return header
+
+
+def check_upload_part(request: mining_pb2.UploadWeightsRequest) -> None:
+    """Raise RequestError unless it brings the file on: a message after an upload's first."""
+    has_header = request.HasField("header")
+    _require(not has_header, "header", "another one", "must be in the first message only")
+    rule = "must hold at least a byte after the first message"
+    _require(bool(request.content), "content", "0 bytes", rule)
 
 
 def read_difficulty(

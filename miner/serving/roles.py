@@ -7,7 +7,9 @@ It knows neither clients nor credentials. Roles include those before them:
     admin  also stop the service, and look into the server itself
 
 Opening a run and committing its steps change something, and yet need no more than ``read``: a
-trainer cannot train without them, they concern its own run alone, and no commit moves backwards.
+trainer cannot train without them. Runs have no owner: who may read can also plan and commit steps
+of another's run, up to which its rounds may then be removed; but what is planned never changes, and
+no commit moves backwards.
 """
 
 from typing import Literal, get_args

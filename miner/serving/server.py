@@ -60,9 +60,14 @@ class MiningServer:
         self._health = _health.aio.HealthServicer()
         limit = ("grpc.max_receive_message_length", config.max_request_bytes)
         options = [*SERVER_OPTIONS, limit, *introspection_options(config)]
+        gate = Gate(Access(config), config.max_streams_per_client)
         # Metering comes first, so that it sees what the gate refuses.
-        interceptors = [RpcMetering(SERVICE_NAME, parts.meters), Gate(Access(config))]
-        self._server = grpc.aio.server(interceptors=interceptors, options=options)
+        interceptors = [RpcMetering(SERVICE_NAME, parts.meters), gate]
+        self._server = grpc.aio.server(
+            interceptors=interceptors,
+            options=options,
+            maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+        )
         _mining.add_MiningServiceServicer_to_server(self._service, self._server)
         _health_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.registry = registry_of(parts)

@@ -12,13 +12,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import grpc
-import grpc.aio
-
 from miner.data.row_store import RowStore
-from miner.errors import LimitError, NotReadyError, RunConflictError
+from miner.errors import LimitError, NotReadyError, RunConflictError, UnknownRunError
 from miner.rounds import RoundLog
-from miner.serving.access import client_of
 from miner.serving.assemble import BatchAssembler
 from miner.serving.backend import Backend
 from miner.serving.config import ServingConfig
@@ -37,7 +33,6 @@ from miner.serving.requests import (
     read_queries,
     read_row_ids,
     read_run_parameters,
-    read_upload_header,
     watch_interval_s,
 )
 from miner.serving.runs import RunStore
@@ -82,8 +77,10 @@ class MiningService:
         self._pool = pool
         self._source = StreamSource(BatchAssembler(parts.log, parts.row_store), pool, parts.meters)
         self._searcher = ThreadPoolExecutor(1, thread_name_prefix="queries")
+        # Each writes as much as the catalog has identities, and takes turns: not in the pool.
+        self._reporter = ThreadPoolExecutor(1, thread_name_prefix="difficulties")
         self._num_queries = 0
-        self._streams: dict[TripletStream, str] = {}
+        self._streams: set[TripletStream] = set()
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -99,6 +96,7 @@ class MiningService:
         except TimeoutError:
             logger.warning("%d streams did not end within %g s", len(self._streams), timeout_s)
         self._searcher.shutdown(wait=False, cancel_futures=True)
+        self._reporter.shutdown(wait=False)
 
     # gRPC prescribes the names of the methods below.
 
@@ -108,7 +106,7 @@ class MiningService:
         """Open a run, or find it again when the values are the same."""
         async with refusals(context):
             self._refuse_when_draining()
-            parameters = read_run_parameters(request)
+            parameters = read_run_parameters(request, self._parts.config.max_batch_rows)
             kept = self._parts.row_store.fingerprint
             if request.dataset_fingerprint not in ("", kept):
                 raise RunConflictError(
@@ -122,12 +120,10 @@ class MiningService:
         async with refusals(context):
             self._refuse_when_draining()
             check_stream(request)
-            client = client_of(context)
-            self._refuse_more_streams(client)
             run = await self._off_loop(lambda: self._parts.runs.get(request.run_id))
-            self._refuse_more_streams(client)
+            self._refuse_when_draining()  # or the drain, begun meanwhile, would not know of it
             stream = TripletStream(self._source, run, request, self._parts.config.max_message_bytes)
-            self._streams[stream] = client
+            self._streams.add(stream)
             self._idle.clear()
             producer = asyncio.create_task(stream.produce())
             try:
@@ -137,7 +133,7 @@ class MiningService:
                     await producer
             finally:
                 producer.cancel()
-                del self._streams[stream]
+                self._streams.remove(stream)
                 if not self._streams:
                     self._idle.set()
 
@@ -172,13 +168,9 @@ class MiningService:
         del requests  # read by way of the context, with a limit to silence
         async with refusals(context):
             self._refuse_when_draining()
-            first = await context.read()
-            if first is grpc.aio.EOF:
-                first = mining_pb2.UploadWeightsRequest()
-            header = read_upload_header(first, self._parts.config.max_upload_bytes)
-            backend = self._parts.backend
-            folder = backend.uploads_folder
-            async with received(context.read, header, first.content, folder, self._pool) as path:
+            backend, most = self._parts.backend, self._parts.config.max_upload_bytes
+            upload = received(context.read, most, backend.uploads_folder, self._pool)
+            async with upload as (header, path):
                 with self._parts.meters.refused_weights():
                     superseded = await backend.announce(header.step, str(path), header.sha256)
             return mining_pb2.AnnounceWeightsResponse(superseded=superseded)
@@ -224,7 +216,7 @@ class MiningService:
                 self._parts.runs.get(request.run_id)
                 return book.report(request.run_id, request.step, identity_ids_I, losses_I)
 
-            known = await self._off_loop(report)
+            known = await asyncio.get_running_loop().run_in_executor(self._reporter, report)
             return mining_pb2.ReportDifficultyResponse(num_identities=known)
 
     async def GetStatus(
@@ -305,6 +297,7 @@ class MiningService:
         )
 
     def _open_run(self, parameters: RunParameters) -> mining_pb2.OpenRunResponse:
+        self._refuse_more_runs(parameters.run_id)
         run, created = self._parts.runs.open(parameters)
         if created:
             extra = {"run": parameters.run_id}
@@ -321,13 +314,17 @@ class MiningService:
         if self._draining.is_set():
             raise NotReadyError("the miner is draining: ask its successor, or again in a moment")
 
-    def _refuse_more_streams(self, client: str) -> None:
-        most = self._parts.config.max_streams_per_client
-        if sum(one == client for one in self._streams.values()) >= most:
-            raise LimitError(
-                f"{client} has {most} streams open, as many as serving.max_streams_per_client "
-                "allows: end one first"
-            )
+    def _refuse_more_runs(self, run_id: str) -> None:
+        runs, most = self._parts.runs, self._parts.config.max_runs
+        try:
+            runs.get(run_id)
+        except UnknownRunError:
+            if len(runs.all()) >= most:
+                raise LimitError(
+                    f"run {run_id!r} would be one more than the {most} that serving.max_runs "
+                    "allows: stop the miner and remove folders of ended runs from `runs` in its "
+                    "state folder, or raise the limit"
+                ) from None
 
     async def _off_loop(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

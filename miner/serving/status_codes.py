@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_MS = 1000  # the hint that goes with UNAVAILABLE
 DOMAIN = "coalface"
-MOST_CHARACTERS = 1000
+MAX_TEXT_BYTES = 1000
+"""Of UTF-8. A text travels percent-encoded (three bytes for one) and twice more in base64, and
+clients take 8 KiB of metadata."""
 _FIELD = re.compile(r"[a-z0-9_.\[\]]+(?=: )")
 
 STATUS_CODES: dict[type[errors.CoalfaceError], grpc.StatusCode] = {
@@ -86,13 +88,19 @@ async def refusals(context: Any) -> AsyncIterator[None]:
 
 
 async def _abort(context: Any, code: grpc.StatusCode, text: str, kind: str) -> NoReturn:
-    if len(text) > MOST_CHARACTERS:  # it may quote a request; metadata has a limit
-        text = f"{text[:MOST_CHARACTERS]} ..."
+    text = _cut(text)
     metadata = [*rpc_status.to_status(_rich(code, text, kind)).trailing_metadata]
     if code is grpc.StatusCode.UNAVAILABLE:
         metadata.append(("retry-after-ms", str(RETRY_AFTER_MS)))
     await context.abort(code, text, tuple(metadata))
     raise AssertionError("abort raises")
+
+
+def _cut(text: str) -> str:
+    """As much of a text as fits; it may quote a request, or a path that is not UTF-8."""
+    content = text.encode("utf-8", "replace")
+    kept = content[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
+    return kept if len(content) <= MAX_TEXT_BYTES else f"{kept} ..."
 
 
 def _rich(code: grpc.StatusCode, text: str, kind: str) -> Status:

@@ -15,6 +15,8 @@ pasted here in place of its digest.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import logging
@@ -22,14 +24,15 @@ import os
 import secrets
 import stat
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from miner.errors import ConfigError
+from miner.rounds.durable import sync_folder
 from miner.serving.roles import Role, includes
 
 __all__ = ["Entry", "Tokens", "add_token", "read_tokens"]
@@ -96,20 +99,26 @@ class Tokens:
 def read_tokens(path: Path) -> Tokens:
     """The entries of a tokens file.
 
+    A list without entries, ``[]``, is a good one, and lets nobody in; an empty file is none.
+
     Raises:
-        ConfigError: It cannot be read, every user can write to it, it holds no entry, or a wrong
-            one; the text names the entry by its place, and repeats nothing of what it holds.
+        ConfigError: It cannot be read, every user can write to it, it holds no list, or a wrong
+            entry; the text names the entry by its place, and repeats nothing of what it holds.
     """
     text = _text(path)
     _check_mode(path)
-    return _parsed(path, text)
+    tokens = _parsed(path, text)
+    if not tokens.entries:
+        logger.warning("the tokens file %s holds no entry: nobody is let in", path)
+    return tokens
 
 
 def add_token(path: Path, name: str, role: Role) -> str:
     """Give a client a new random token; the file, made if missing, gets its digest.
 
-    A running service takes it up within seconds: the file is replaced as a whole. One that is made
-    is readable by its owner alone, another keeps its mode.
+    A running service takes it up within seconds: the file is replaced as a whole, and durably. One
+    that is made is readable by its owner alone, another keeps its owner and mode. Several at once
+    take turns.
 
     Raises:
         ConfigError: The name is taken or malformed, or the file is wrong or cannot be written.
@@ -118,20 +127,59 @@ def add_token(path: Path, name: str, role: Role) -> str:
     digest = hashlib.sha256(token.encode()).hexdigest()
     entry = yaml.safe_dump([{"name": name, "role": role, "sha256": digest}], sort_keys=False)
     path = path.resolve()
-    is_there = path.exists()
-    text = f"{_text(path).rstrip()}\n{entry}".lstrip() if is_there else entry
-    _parsed(path, text)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        mode = stat.S_IMODE(path.stat().st_mode) if is_there else 0o600
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text.encode())
-        partial.replace(path)
+        _add(path, entry)
     except OSError as exc:
-        partial.unlink(missing_ok=True)
         raise ConfigError(f"cannot write the tokens file {path}: {exc.strerror}") from exc
     return token
+
+
+def _add(path: Path, entry: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with _held(partial) as file:
+        try:
+            before = path.stat() if path.exists() else None
+            text = entry
+            if before is not None:
+                kept = _text(path).rstrip().removesuffix("[]").rstrip()
+                text = f"{kept}\n{entry}".lstrip()
+                _pass_on(before, file.fileno())
+            _parsed(path, text)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _held(partial: Path) -> Iterator[BinaryIO]:
+    """The file that is to take a place, made, empty and locked against others that want to."""
+    while True:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(partial, file):  # or whoever held it before has put it in its place
+                file.truncate(0)
+                yield file
+                return
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _pass_on(before: os.stat_result, descriptor: int) -> None:
+    """Owner and mode: a service that runs as another user must go on reading its file."""
+    made = os.fstat(descriptor)
+    if (made.st_uid, made.st_gid) != (before.st_uid, before.st_gid):
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 def _text(path: Path) -> str:
@@ -158,11 +206,11 @@ def _check_mode(path: Path) -> None:
 def _parsed(path: Path, text: str) -> Tokens:
     try:
         listed = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, a deep nesting
         # Not even as the cause: a parser's message quotes the line.
         raise ConfigError(f"the tokens file {path} is not YAML") from None
-    if not isinstance(listed, list) or not listed:
-        raise ConfigError(f"the tokens file {path} must hold a list of at least one entry")
+    if not isinstance(listed, list):
+        raise ConfigError(f"the tokens file {path} must hold a list of entries")
     entries = [_entry(path, number, each) for number, each in enumerate(listed, 1)]
     for key in ("name", "sha256", "certificate"):
         counts = Counter(getattr(entry, key) for entry in entries)

@@ -153,16 +153,19 @@ def upload(root: Path, say: Say) -> None:
     header = mining_pb2.UploadHeader(
         step=3, sha256=sha256(UPLOAD).hexdigest(), total_bytes=len(UPLOAD)
     )
+    messages = [
+        mining_pb2.UploadWeightsRequest(header=header, content=UPLOAD[:1000]),
+        mining_pb2.UploadWeightsRequest(content=UPLOAD[1000:]),
+        grpc.aio.EOF,
+    ]
 
     async def receive() -> str:
         async def read() -> Any:
-            return grpc.aio.EOF if told else told.append(1) or part
+            return messages.pop(0)
 
-        told: list[int] = []
-        part = mining_pb2.UploadWeightsRequest(content=UPLOAD[1000:])
         folder = copies_folder(root / "log")
         with ThreadPoolExecutor(1) as pool:
-            async with received(read, header, UPLOAD[:1000], folder, pool) as path:
+            async with received(read, 2**20, folder, pool) as (_, path):
                 return sha256(path.read_bytes()).hexdigest()
 
     say("uploaded", asyncio.run(receive()))

@@ -42,6 +42,8 @@ INTEGERS = st.one_of(
 TEXTS = st.one_of(
     st.sampled_from(["open", "../escape", "a" * 64, "0" * 64, "\0", ".", "x" * 300, "y" * 50_000]),
     st.text(max_size=40),
+    st.text(min_size=1, max_size=40).map(lambda text: text * 200),
+    st.sampled_from(["\u6df1", "\U0001f600", "\x7f", "%"]).map(lambda one: one * 5000),
 )
 ARRAYS = st.one_of(
     st.binary(max_size=40),
@@ -139,7 +141,7 @@ def check_method(channel: grpc.Channel, method: MethodDescriptor, num_examples: 
         code, text = send(channel, method, requests)
         seen.add(code)
         assert code in {"OK", *REFUSALS}, f"{code}: {text}"
-        assert len(text) < 1100
+        assert len(text.encode()) < 1100
         assert "metadata" not in text
         if code == "INVALID_ARGUMENT":
             assert ": " in text, "the field is named"
@@ -154,6 +156,20 @@ def test_requests_without_sense_get_a_documented_code(
 ) -> None:
     seen = check_method(channel, method, EXAMPLES)
     assert seen & ({"OK"} | REFUSALS)
+
+
+@pytest.mark.parametrize("one", ["x", "\u00e9", "\u6df1", "\U0001f600", "\x7f", "%", "\n"])
+def test_a_long_text_is_quoted_as_far_as_metadata_goes_in_any_script(
+    channel: grpc.Channel, one: str
+) -> None:
+    by_name = {method.name: method for method in METHODS}
+    request = mining_pb2.OpenRunRequest(run_id=one * 5000, batch_rows=24)
+    code, text = send(channel, by_name["OpenRun"], [request])
+    assert code == "INVALID_ARGUMENT"
+    assert text.startswith("run_id: ")
+    assert text.endswith(" ...")
+    unknown = mining_pb2.CommitStepRequest(run_id=one * 5000)
+    assert send(channel, by_name["CommitStep"], [unknown])[0] == "NOT_FOUND"
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

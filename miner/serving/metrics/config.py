@@ -22,5 +22,6 @@ class MetricsConfig(BaseModel):
     host: str = Field(
         default="127.0.0.1",
         description="Address to listen on. This machine only: whoever reaches the port reads "
-        "figures and run ids, without credentials; never samples or row ids.",
+        "figures and run ids, without credentials; never samples or row ids. Another one needs "
+        "serving.allow_insecure_bind.",
     )

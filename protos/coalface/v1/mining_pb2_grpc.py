@@ -116,6 +116,7 @@ class MiningServiceServicer(object):
     def OpenRun(self, request, context):
         """Opens a run, or finds it again when the values are the same.
         FAILED_PRECONDITION: the run exists with other values, or the dataset has another fingerprint.
+        RESOURCE_EXHAUSTED: as many runs are kept as may be.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +149,7 @@ class MiningServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetSamples(self, request, context):
-        """The samples of some rows, in the order asked for.
+        """The samples of some rows, in the order asked for. RESOURCE_EXHAUSTED: as for StreamTriplets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,7 +165,8 @@ class MiningServiceServicer(object):
 
     def UploadWeights(self, request_iterator, context):
         """The same where miner and trainer share no storage: the weights themselves, in parts.
-        RESOURCE_EXHAUSTED: the file is larger than uploads may be.
+        RESOURCE_EXHAUSTED: the file is larger than uploads may be, or it comes too slowly.
+        UNAVAILABLE: this client has another upload under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,13 +188,14 @@ class MiningServiceServicer(object):
 
     def WatchStatus(self, request, context):
         """The same, now and whenever it has changed. Ends with OK when the server drains.
+        RESOURCE_EXHAUSTED: as for StreamTriplets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRounds(self, request, context):
-        """The sealed rounds that are kept, newest first.
+        """The sealed rounds that are kept, newest first; damaged ones are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,9 +19,17 @@ from miner.app.operator import ServiceStatus
 from miner.app.operator import status as ask
 from miner.cli.status_page import status_page
 from miner.serving.backend import RefreshState
+from miner.serving.status_client import StatusClient
 from tests.integration.loop import wait_until
 from tests.miner.serving.credential_files import TOKENS, Authority, tls_settings, write_tokens
-from tests.trainer.feed.served_miner import ServerThread, free_port, make_folder, seal_round
+from tests.trainer.feed.served_miner import (
+    NUM_ROWS,
+    FlakyProxy,
+    ServerThread,
+    free_port,
+    make_folder,
+    seal_round,
+)
 from trainer.feed import TripletFeed
 
 COMMAND = [sys.executable, "-m", "miner"]
@@ -51,6 +59,23 @@ def service(tmp_path: Path) -> Iterator[ServerThread]:
         feed.commit(10)
     yield server
     server.stop()
+
+
+def test_what_stays_on_this_machine_goes_through_no_proxy(
+    service: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would see the token of an admin."""
+    proxy = FlakyProxy(service.address, hanging=set())
+    for name in ("http_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://{proxy.address}")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COALFACE_TOKEN", "secret")
+    with StatusClient(service.address) as client:
+        assert client.status().num_rows == NUM_ROWS
+        assert client.drain() == 0
+    assert proxy.num_connections == 0
+    proxy.close()
 
 
 def page(status: ServiceStatus, width: int = 80, now_unix_s: float = 100.0) -> str:

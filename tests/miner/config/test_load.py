@@ -53,6 +53,7 @@ def test_the_rendered_tree_gives_the_same_configuration(tmp_path: Path) -> None:
         (".a=1", "is not of the form"),
         ("state_dir.x=1", "'state_dir' is a value, not a section"),
         ("seed=[1", "the value is not YAML"),
+        ("seed=2024-13-45", "the value is not YAML"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(override: str, told: str) -> None:
@@ -66,7 +67,14 @@ def test_missing_keys_are_all_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("- 1\n", "not a list"), ("a: [", "is not YAML"), ("\x00", "is not YAML")]
+    ("text", "told"),
+    [
+        ("- 1\n", "not a list"),
+        ("a: [", "is not YAML"),
+        ("\x00", "is not YAML"),
+        ("a: 2024-13-45", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+    ],
 )
 def test_a_file_that_is_no_tree_is_named(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "bad.yaml"

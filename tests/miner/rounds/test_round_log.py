@@ -1,6 +1,8 @@
 """A sealed round reads the same for ever, or an error says which file is to blame."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from miner.errors import DamagedRoundError, RoundExpiredError, RoundLogError
+from miner.errors import DamagedRoundError, DiskError, RoundExpiredError, RoundLogError
 from miner.rounds import RoundLog
 from miner.rounds.log import MANIFEST_FILE
 from tests.miner.rounds.round_samples import bytes_of, make_draft, make_groups, make_log
@@ -64,6 +66,34 @@ def test_damage_is_an_error_that_names_the_file_and_never_a_shorter_round(
         log.read(1)
     assert any(str(log.folder(1) / file) in problem for problem in log.verify())
     assert bytes_of(log.read(2)) == bytes_of(make_groups(10, seed=2))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EIO])
+def test_a_disk_that_fails_for_a_moment_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    make_log(tmp_path, num_rounds=1)
+    log = RoundLog(tmp_path)
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        for read in (log.read, log.manifest):
+            with pytest.raises(DiskError, match=os.strerror(number)):
+                read(1)
+    assert bytes_of(log.read(1)) == bytes_of(make_groups(10, seed=1))
+    chunk = log.folder(1) / "chunk-00001.arrow"
+    whole = Path.read_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda p: refuse(p) if p == chunk else whole(p))
+        (problem,) = RoundLog(tmp_path).verify()
+        assert str(chunk) in problem
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(DiskError, match=os.strerror(number)):
+            log.sealed_ids()
 
 
 def test_verify_names_every_damaged_chunk(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 """Reported losses: what is kept of them, and that a repeated report changes nothing."""
 
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from miner.errors import RoundLogError
-from miner.serving.difficulty import DifficultyBook, read_difficulties
-from protos.coalface.v1 import mining_pb2
-from tests.trainer.feed.served_miner import NUM_IDENTITIES, ServerThread, make_folder
+from miner.errors import DiskError, RoundLogError
+from miner.serving import difficulty
+from miner.serving.difficulty import MAX_RUNS, DifficultyBook, read_difficulties
+from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
+from tests.trainer.feed.served_miner import NUM_IDENTITIES, ServerThread, channel_to, make_folder
 from trainer.errors import BadRequestError, RoundLostError
 from trainer.feed import MinerClient
 from trainer.feed.client import RunParameters
@@ -45,7 +50,108 @@ def test_a_repeated_report_changes_nothing(tmp_path: Path) -> None:
     report(book, 10, {1: 100.0})  # late: passed over
     assert kept(tmp_path)[1] == 3.0
     report(book, 20, {1: 0.0})  # the same step, said anew
-    assert kept(tmp_path)[1] == 2.0
+    assert kept(tmp_path)[1] == 3.0
+
+
+def test_repeated_reports_change_nothing_while_several_runs_report(tmp_path: Path) -> None:
+    book = DifficultyBook(tmp_path, 4)
+    report(book, 10, {1: 4.0}, run="a")
+    report(book, 5, {1: 2.0}, run="b")
+    report(book, 10, {1: 4.0}, run="a")
+    report(DifficultyBook(tmp_path, 4), 5, {1: 2.0}, run="b")
+    assert kept(tmp_path)[1] == 3.0
+    assert report(book, 11, {1: 5.0}, run="a") == 1
+    assert kept(tmp_path)[1] == 4.0
+
+
+REPORTS = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.integers(0, 5),
+        st.dictionaries(st.integers(0, 3), st.floats(0, 8, width=32), min_size=1),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(REPORTS, st.data())
+def test_reports_may_come_twice_in_any_order_and_over_restarts(
+    tmp_path: Path, reports: list[Any], data: st.DataObject
+) -> None:
+    """What comes again is drawn from all that came; the means are those of each report once."""
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    book, means, newest = DifficultyBook(root, 4), [np.nan] * 4, dict[tuple[str, int], int]()
+    for number, (run, step, losses) in enumerate(reports):
+        report(book, step, losses, run)
+        for identity, loss in losses.items():
+            if step > newest.get((run, identity), -1):
+                newest[run, identity] = step
+                old = means[identity]
+                means[identity] = loss if np.isnan(old) else old + 0.5 * (loss - old)
+        again_run, again_step, again = data.draw(st.sampled_from(reports[: number + 1]))
+        if data.draw(st.booleans()):
+            book = DifficultyBook(root, 4)
+        report(book, again_step, again, again_run)
+        assert np.allclose(kept(root), means, atol=1e-3, equal_nan=True)
+
+
+def test_the_steps_of_few_runs_are_remembered(tmp_path: Path) -> None:
+    book = DifficultyBook(tmp_path, 4)
+    for number in range(3 * MAX_RUNS):
+        report(book, 1000, {1: 4.0}, run=f"run-{number}")
+    sizes = (tmp_path / "difficulty.safetensors").stat().st_size
+    assert sizes < 1000 + 8 * 4 * MAX_RUNS
+    report(book, 1000, {1: 400.0}, run=f"run-{2 * MAX_RUNS}")
+    assert kept(tmp_path)[1] == 4.0
+
+
+def test_a_disk_that_fails_for_a_moment_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(DifficultyBook(tmp_path, 4), 10, {1: 4.0})
+
+    def refuse(_: Path) -> bytes:
+        raise OSError(24, "Too many open files")
+
+    book = DifficultyBook(tmp_path, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        assert read_difficulties(tmp_path, 4) is None
+        with pytest.raises(DiskError, match="Too many open files"):
+            report(book, 20, {2: 1.0})
+    assert report(book, 20, {2: 1.0}) == 2
+    assert kept(tmp_path)[1:3] == [4.0, 1.0]
+
+
+def test_a_slow_report_does_not_hold_up_streams(
+    miner: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as the pool that reads rounds has threads."""
+    go_on = threading.Event()
+    write = difficulty.replace_file
+
+    def slow(*arguments: Any) -> None:
+        go_on.wait(20)
+        write(*arguments)
+
+    monkeypatch.setattr(difficulty, "replace_file", slow)
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        stub.OpenRun(mining_pb2.OpenRunRequest(run_id="r", batch_rows=24))
+        ids, losses = np.zeros(1, "<i4").tobytes(), np.ones(1, "<f4").tobytes()
+        values = {"run_id": "r", "identity_ids": ids, "losses": losses}
+        reports = [
+            stub.ReportDifficulty.future(
+                mining_pb2.ReportDifficultyRequest(step=step, **values), timeout=20
+            )
+            for step in range(6)
+        ]
+        time.sleep(0.3)
+        request = mining_pb2.StreamTripletsRequest(run_id="r", num_steps=3, world_size=1)
+        assert list(stub.StreamTriplets(request, timeout=5))
+        go_on.set()
+        assert [each.result().num_identities for each in reports] == [1] * 6
 
 
 def test_another_run_begins_its_steps_anew(tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 import hashlib
 import os
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
+from miner.app.serve import run_service
+from miner.config import MinerConfig, load_config
 from miner.errors import ConfigError
 from miner.serving import watched
 from miner.serving.binding import check_binding, check_files
 from miner.serving.certificates import TlsConfig, read_certificates
 from miner.serving.config import ServingConfig
+from miner.serving.metrics.config import MetricsConfig
 from miner.serving.tokens import Entry, Tokens, add_token, read_tokens
 from miner.serving.watched import Watched
 from tests.miner.serving.credential_files import (
@@ -44,12 +48,14 @@ def told(raised: pytest.ExceptionInfo[ConfigError]) -> str:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "at least one entry"),
-        ("[]", "at least one entry"),
+        ("", "a list"),
+        ("# nothing yet", "a list"),
         (f"token: {SECRET}", "a list"),
         (f"- {SECRET}", "entry 1"),
         (f"- [{SECRET}", "not YAML"),
         (f"- {SECRET}: {{", "not YAML"),
+        (f"- name: {SECRET}\n  since: 2024-13-45", "not YAML"),
+        ("[" * 5000, "not YAML"),
         ("- {name: a, role: read}", "entry 1: .*either sha256 or certificate"),
         (f"- {{name: a, role: read, sha256: {SECRET}}}", "entry 1: sha256"),
         (f"- {{name: a, role: read, token: {SECRET}}}", "entry 1: token"),
@@ -151,6 +157,52 @@ def test_what_stood_in_a_tokens_file_stays_with_its_mode(tmp_path: Path) -> None
     add_token(path, "b", "write")
     assert path.read_text().startswith(before + "\n- name: b\n")
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_stood_in_a_tokens_file_stays_with_its_owner(tmp_path: Path) -> None:
+    path = write_tokens(tmp_path / "tokens.yaml")
+    os.chown(path, 1234, 4321)
+    add_token(path, "b", "write")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 4321)
+
+
+def test_tokens_that_are_added_at_once_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.yaml"
+    with ThreadPoolExecutor(8) as pool:
+        adding = [pool.submit(add_token, path, f"trainer-{n}", "read") for n in range(40)]
+        added = [each.result() for each in adding]
+    tokens = read_tokens(path)
+    assert {entry.name for entry in tokens.entries} == {f"trainer-{n}" for n in range(40)}
+    assert all(tokens.by_token(token) for token in added)
+    assert [each.name for each in tmp_path.iterdir()] == ["tokens.yaml"]
+
+
+def test_an_added_token_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    replace, sync = Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda d: (events.append("fsync"), sync(d))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda old, new: (events.append("rename"), replace(old, new))[1]
+    )
+    add_token(tmp_path / "tokens.yaml", "a", "read")
+    assert events == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.parametrize("before", ["[]", "# ours\n[]\n"])
+def test_a_list_without_entries_lets_nobody_in_until_one_is_added(
+    tmp_path: Path, before: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tokens.yaml"
+    path.write_text(before)
+    path.chmod(0o600)
+    assert read_tokens(path).entries == ()
+    assert "nobody is let in" in caplog.text
+    token = add_token(path, "a", "read")
+    assert read_tokens(path).by_token(token) is not None
+    assert ("# ours" in path.read_text()) == ("# ours" in before)
 
 
 @pytest.mark.parametrize("name", ["reader", "", "a b", ".a", "x" * 65, "a\nb"])
@@ -272,6 +324,32 @@ def test_to_a_network_only_tls_with_credentials_goes_unless_asked_for(
     check_binding(config.model_copy(update={"allow_insecure_bind": True}))
     assert missing in caplog.text
     assert bool(caplog.text) == bool(missing)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "miner.example", ""])
+def test_metrics_are_open_to_a_network_only_where_asked_for(
+    host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    serving = ServingConfig(host="0.0.0.0", **(TLS | WITH_TOKENS))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"metrics\.host.*allow_insecure_bind"):
+        check_binding(serving, MetricsConfig(host=host, port=0))
+    check_binding(serving, MetricsConfig(host=host))
+    check_binding(serving, MetricsConfig(host="127.0.0.1", port=0))
+    assert not caplog.text
+    asked_for = serving.model_copy(update={"allow_insecure_bind": True})
+    check_binding(asked_for, MetricsConfig(host=host, port=0))
+    assert "metrics.host" in caplog.text
+
+
+def test_a_service_does_not_begin_with_metrics_for_everybody(tmp_path: Path) -> None:
+    config = load_config(
+        MinerConfig,
+        None,
+        [f"state_dir={tmp_path / 's'}", "dataset.uri=/d", "metrics={host: 0.0.0.0, port: 0}"],
+    )
+    with pytest.raises(ConfigError, match=r"metrics\.host"):
+        run_service(config)
+    assert not (tmp_path / "s").exists()
 
 
 def test_paths_mean_the_same_in_another_folder(

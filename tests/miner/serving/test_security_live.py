@@ -2,12 +2,16 @@
 
 import itertools
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from miner.errors import ConfigError
 from miner.serving import gate, watched
@@ -26,6 +30,7 @@ from tests.miner.serving.credential_files import (
 from tests.trainer.feed.served_miner import ServerThread, channel_to, make_folder
 
 OK = grpc.StatusCode.OK
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 STATUS = "/coalface.v1.MiningService/GetStatus"
 READER = bearer(TOKENS["read"])
@@ -79,6 +84,13 @@ def code_of(call: Any) -> grpc.StatusCode:
     return code
 
 
+def until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
 def test_tokens_are_taken_up_and_withdrawn_while_the_server_lives(
     start: Callable[..., ServerThread], tokens_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -94,6 +106,9 @@ def test_tokens_are_taken_up_and_withdrawn_while_the_server_lives(
         assert outcome(channel, STATUS, bearer("newcomer"))[0] is OK
         write_tokens(tokens_file)
         assert outcome(channel, STATUS, bearer("newcomer"))[0] is UNAUTHENTICATED
+        assert outcome(channel, STATUS, READER)[0] is OK
+        tokens_file.write_text("[]")
+        assert outcome(channel, STATUS, READER)[0] is UNAUTHENTICATED, "a list of nobody"
 
 
 def test_streams_end_soon_after_their_token_was_withdrawn(
@@ -117,6 +132,48 @@ def test_streams_end_soon_after_their_token_was_withdrawn(
         assert code_of(stalled) is UNAUTHENTICATED
         assert watches[0].is_active()
         watches[0].cancel()
+
+
+def test_an_upload_ends_soon_after_its_token_was_withdrawn(
+    start: Callable[..., ServerThread], tokens_file: Path
+) -> None:
+    write_tokens(tokens_file, token_entry("leaver", "write", "leaving"))
+    miner = start(tokens_file=tokens_file)
+    stopped = threading.Event()
+
+    def messages() -> Iterator[Any]:
+        yield mining_pb2.UploadWeightsRequest(
+            header=mining_pb2.UploadHeader(step=1, sha256="0" * 64, total_bytes=10), content=b"x"
+        )
+        write_tokens(tokens_file)
+        stopped.wait(10)
+
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.UploadWeights(messages(), metadata=bearer("leaving"), timeout=9)
+        stopped.set()
+    failed: Any = raised.value
+    assert failed.code() is UNAUTHENTICATED
+    assert not [*miner.backend.uploads_folder.glob("*")]
+
+
+def test_a_request_whose_message_does_not_come_is_ended(
+    start: Callable[..., ServerThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "MESSAGE_S", 0.2)
+    miner, stopped = start(), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        stopped.wait(10)
+        yield b""
+
+    with channel_to(miner.address) as channel:
+        with pytest.raises(grpc.RpcError) as raised:
+            channel.stream_unary(STATUS)(nothing(), timeout=9)
+        stopped.set()
+    failed: Any = raised.value
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_renewed_certificate_is_shown_to_new_connections_and_a_broken_one_never(
@@ -223,6 +280,88 @@ def test_streams_are_counted_by_certificate(
         assert refused.details().startswith("trainer-1 has 1 streams open")
         for stream in streams:
             stream.cancel()
+
+
+def test_every_rpc_that_streams_is_counted_by_client(
+    start: Callable[..., ServerThread], tokens_file: Path
+) -> None:
+    miner = start(tokens_file=tokens_file, max_streams_per_client=1)
+    stopped = threading.Event()
+
+    def slowly() -> Iterator[Any]:
+        header = mining_pb2.UploadHeader(step=1, sha256="0" * 64, total_bytes=10)
+        yield mining_pb2.UploadWeightsRequest(header=header, content=b"x")
+        stopped.wait(10)
+
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        writer, asked = bearer(TOKENS["write"]), mining_pb2.WatchStatusRequest()
+        anybody = [health.Watch(health_pb2.HealthCheckRequest(), timeout=30)]
+        watches = [stub.WatchStatus(asked, metadata=READER, timeout=30)]
+        next(watches[0]), next(anybody[0])
+        upload = stub.UploadWeights.future(slowly(), metadata=writer, timeout=30)
+        assert code_of(stub.WatchStatus(asked, metadata=READER, timeout=10)) is EXHAUSTED
+        assert code_of(health.Watch(health_pb2.HealthCheckRequest(), timeout=10)) is EXHAUSTED
+        watches.append(stub.WatchStatus(asked, metadata=writer, timeout=30))
+        next(watches[1])
+        until(lambda: [*miner.backend.uploads_folder.glob(".upload-*")] != [])
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.UploadWeights(slowly(), metadata=writer, timeout=10)
+        busy: Any = raised.value
+        assert busy.code() is grpc.StatusCode.UNAVAILABLE, "a client may repeat what broke"
+        streams = [stream_of(stub, "w")]
+        for call in (*watches, *streams, *anybody, upload):
+            call.cancel()
+        stopped.set()
+
+        def watch_again() -> bool:
+            code, _ = outcome(channel, "/coalface.v1.MiningService/WatchStatus", READER)
+            return bool(code is OK)
+
+        until(watch_again)
+
+
+def test_samples_that_nobody_reads_are_counted(
+    start: Callable[..., ServerThread], tokens_file: Path
+) -> None:
+    miner = start(tokens_file=tokens_file, max_streams_per_client=1)
+    request = mining_pb2.GetSamplesRequest(row_ids=np.zeros(65_536, "<i8").tobytes())
+    with channel_to(miner.address) as one, channel_to(miner.address) as other:
+        stub, beside = (mining_pb2_grpc.MiningServiceStub(each) for each in (one, other))
+        stalled = stub.GetSamples(request, metadata=READER, timeout=30)
+        next(stalled)
+        refused = beside.GetSamples(request, metadata=READER, timeout=10)
+        assert code_of(refused) is EXHAUSTED
+        stalled.cancel()
+
+
+def test_rpcs_at_once_are_bounded(start: Callable[..., ServerThread]) -> None:
+    miner = start(max_concurrent_rpcs=2)
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        watches = [stub.WatchStatus(mining_pb2.WatchStatusRequest(), timeout=30) for _ in "ab"]
+        for watch in watches:
+            next(watch)
+        assert outcome(channel, STATUS)[0] is EXHAUSTED
+        for watch in watches:
+            watch.cancel()
+        until(lambda: outcome(channel, STATUS)[0] is OK)
+
+
+def test_a_flood_without_credentials_does_not_fill_the_log(
+    start: Callable[..., ServerThread], tokens_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    miner = start(tokens_file=tokens_file)
+    begin_s = time.monotonic()
+    with channel_to(miner.address) as channel:
+        codes = {outcome(channel, STATUS)[0] for _ in range(200)}
+        assert codes == {UNAUTHENTICATED}
+        num_seconds = time.monotonic() - begin_s
+        assert 1 <= caplog.text.count("refused '/coalface") <= 2 + num_seconds
+        time.sleep(gate.WARN_EVERY_S)
+        outcome(channel, STATUS)
+    assert "more since the last" in caplog.text
 
 
 @pytest.mark.parametrize("guarded", [False, True])

@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from miner.errors import ConfigError
+from miner.serving import status
 from miner.serving.backend import RefreshState
 from miner.serving.server import SERVICE_NAME
 from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
@@ -106,6 +107,7 @@ def test_a_run_for_another_dataset_is_refused_with_both_fingerprints(stub: Any) 
         ("run_id", ".hidden"),
         ("run_id", "x" * 129),
         ("batch_rows", 2),
+        ("batch_rows", 1_000_001),
         ("exhausted_policy", 9),
         ("stale_policy", 9),
         ("max_staleness_steps", -1),
@@ -209,17 +211,93 @@ def test_status_tells_rounds_runs_dataset_and_refresh(miner: ServerThread, stub:
     miner.backend.state = RefreshState(
         phase="searching", model_step=7, done=3, total=9, unit="anchors", num_failed=1, busy_s=0.5
     )
-    status = stub.GetStatus(mining_pb2.GetStatusRequest())
-    assert (status.num_rows, status.num_identities) == (NUM_ROWS, 40)
-    assert list(status.payload_columns) == ["image"]
-    rounds = [(r.round_id, r.num_groups, r.strategy) for r in status.rounds]
+    answer = stub.GetStatus(mining_pb2.GetStatusRequest())
+    assert (answer.num_rows, answer.num_identities) == (NUM_ROWS, 40)
+    assert list(answer.payload_columns) == ["image"]
+    rounds = [(r.round_id, r.num_groups, r.strategy) for r in answer.rounds]
     assert rounds == [(1, 60, "random"), (2, 60, "random")]
-    assert status.rounds[0].num_triplets == miner.log.read(1).num_triplets
-    told = {run.run_id: run for run in status.runs}["told"]
+    assert answer.rounds[0].num_triplets == miner.log.read(1).num_triplets
+    told = {run.run_id: run for run in answer.runs}["told"]
     assert (told.planned_steps, told.committed_step, told.batch_rows) == (16, 4, 30)
-    assert status.refresh.phase == mining_pb2.REFRESH_PHASE_SEARCHING
-    assert (status.refresh.done, status.refresh.total, status.refresh.unit) == (3, 9, "anchors")
-    assert (status.refresh.num_failed, status.refresh.busy_s) == (1, 0.5)
+    assert answer.refresh.phase == mining_pb2.REFRESH_PHASE_SEARCHING
+    assert (answer.refresh.done, answer.refresh.total, answer.refresh.unit) == (3, 9, "anchors")
+    assert (answer.refresh.num_failed, answer.refresh.busy_s) == (1, 0.5)
+
+
+def test_a_run_above_the_limit_is_refused_and_those_there_are_found(tmp_path: Path) -> None:
+    miner = ServerThread(make_folder(tmp_path), max_runs=2)
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        for run_id in ("one", "two", "two", "one"):
+            stub.OpenRun(open_request(run_id=run_id))
+        code, text = refusal(stub.OpenRun, open_request(run_id="three"))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "serving.max_runs" in text
+        assert len(stub.GetStatus(mining_pb2.GetStatusRequest()).runs) == 2
+    miner.stop()
+
+
+def test_status_tells_of_the_newest_runs_and_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "MAX_LISTED", 2)
+    miner = ServerThread(make_folder(tmp_path, num_rounds=3))
+    miner.backend.state = RefreshState(last_error="x" * 5_000_000)
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        for run_id in "abc":
+            stub.OpenRun(open_request(run_id=run_id))
+            time.sleep(0.05)
+        list(stub.StreamTriplets(stream_request(run_id="a")))
+        told = stub.GetStatus(mining_pb2.GetStatusRequest())
+    miner.stop()
+    assert [run.run_id for run in told.runs] == ["a", "c"]
+    assert [one.round_id for one in told.rounds] == [2, 3]
+
+
+def test_the_largest_status_fits_a_client_without_limits() -> None:
+    most, large = status.MAX_LISTED, 2**63 - 1
+    run = mining_pb2.RunSummary(
+        run_id="x" * 128, planned_steps=large, committed_step=large, batch_rows=large
+    )
+    one = mining_pb2.RoundSummary(
+        strategy="distance_weighted",
+        created_unix_s=1.0,
+        round_id=large,
+        model_step=large,
+        num_groups=large,
+        num_rows=large,
+        num_triplets=large,
+    )
+    refresh = mining_pb2.RefreshStatus(last_error="\U0001f600" * most)
+    answer = mining_pb2.GetStatusResponse(runs=[run] * most, rounds=[one] * most, refresh=refresh)
+    assert answer.ByteSize() < 2 * 2**20
+
+
+def test_what_is_damaged_is_left_out_of_the_status_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    miner = ServerThread(make_folder(tmp_path, num_rounds=3))
+    with channel_to(miner.address) as channel:
+        stub: Any = mining_pb2_grpc.MiningServiceStub(channel)
+        for run_id in ("whole", "broken"):
+            stub.OpenRun(open_request(run_id=run_id))
+            list(stub.StreamTriplets(stream_request(run_id=run_id)))
+            stub.CommitStep(mining_pb2.CommitStepRequest(run_id=run_id, step=1))
+        (tmp_path / "log" / "runs" / "broken" / "COMMITTED").write_text("7x")
+        (miner.log.folder(2) / "MANIFEST.json").write_text("{}")
+        for _ in range(3):
+            told = stub.GetStatus(mining_pb2.GetStatusRequest())
+            page = stub.ListRounds(mining_pb2.ListRoundsRequest())
+        watched = next(stub.WatchStatus(mining_pb2.WatchStatusRequest(), timeout=10))
+        code, _ = refusal(stub.GetRound, mining_pb2.GetRoundRequest(round_id=2))
+    miner.stop()
+    assert watched == told
+    assert [one.round_id for one in told.rounds] == [1, 3]
+    assert [one.round_id for one in page.rounds] == [3, 1]
+    assert [run.run_id for run in told.runs] == ["whole"]
+    assert code is grpc.StatusCode.DATA_LOSS
+    assert caplog.text.count("left out of the status") == 2
 
 
 def test_an_unforeseen_error_is_internal_and_tells_its_kind_but_no_more(
@@ -243,8 +321,8 @@ def test_health_is_serving(miner: ServerThread, service: str) -> None:
 def health_of(address: str, service: str) -> int:
     with channel_to(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        status: int = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
-        return status
+        found: int = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+        return found
 
 
 def test_a_taken_port_is_an_error_that_names_it(folder: Path, miner: ServerThread) -> None:

@@ -1,5 +1,6 @@
 """What a stream sends: order, bytes, heartbeats, messages of many steps, and its bound."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,3 +189,33 @@ def test_many_streams_do_not_shut_out_other_requests(empty_miner: ServerThread) 
         assert time.monotonic() - begin_s < 2.0
         for messages in waiting:
             messages.cancel()
+
+
+def test_a_stream_that_is_starting_does_not_escape_the_drain(
+    empty_miner: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, looked_up, go_on = empty_miner.runs, threading.Event(), threading.Event()
+    with channel_to(empty_miner.address) as channel:
+        stub = opened(channel)
+        run = runs.get("r")
+
+        def slow(_run_id: str) -> Any:
+            looked_up.set()
+            go_on.wait(10)
+            return run
+
+        monkeypatch.setattr(runs, "get", slow)
+        messages = stream(stub, 0, 1)
+        assert looked_up.wait(10)
+        begin_s = time.monotonic()
+        drain = threading.Thread(target=empty_miner.stop, args=(8.0,))
+        drain.start()
+        time.sleep(0.3)
+        go_on.set()
+        with pytest.raises(grpc.RpcError) as raised:
+            list(messages)
+        drain.join()
+    error: Any = raised.value
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(error.trailing_metadata())["retry-after-ms"] == "1000"
+    assert time.monotonic() - begin_s < 4.0
