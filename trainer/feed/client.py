@@ -136,11 +136,12 @@ class MinerClient:
         opened: mining_pb2.OpenRunResponse = self._ask("OpenRun", parameters.request())
         return opened
 
-    def stream(self, request: mining_pb2.StreamTripletsRequest, *, deadline_s: float) -> StreamCall:
-        """Start one stream; a single attempt, which raises ``grpc.RpcError`` while it is read."""
-        call: StreamCall = self._stub.StreamTriplets(
-            request, timeout=deadline_s, metadata=self._access.metadata()
-        )
+    def stream(self, request: mining_pb2.StreamTripletsRequest) -> StreamCall:
+        """Start one stream; a single attempt, which raises ``grpc.RpcError`` while it is read.
+
+        It has no deadline: who reads it cancels it when it has been silent for too long.
+        """
+        call: StreamCall = self._stub.StreamTriplets(request, metadata=self._access.metadata())
         return call
 
     def commit(self, run_id: str, step: int) -> int:

@@ -8,6 +8,7 @@ As a program it serves a folder until it is killed; SIGTERM drains it:
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -39,13 +40,15 @@ NUM_ROWS = NUM_IDENTITIES * SAMPLES_EACH
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-def make_folder(root: Path, num_rounds: int = 2, num_groups: int = 60) -> Path:
+def make_folder(
+    root: Path, num_rounds: int = 2, num_groups: int = 60, image_repeats: int = 20
+) -> Path:
     """A dataset of 160 rows, its row store, and a log of random rounds."""
     table = pa.table(
         {
             "sample_id": pa.array(range(1000, 1000 + NUM_ROWS)),
             "identity": [f"person-{i // SAMPLES_EACH}" for i in range(NUM_ROWS)],
-            "image": [b"pixels of row %d " % i * 20 for i in range(NUM_ROWS)],
+            "image": [b"pixels of row %d " % i * image_repeats for i in range(NUM_ROWS)],
         }
     )
     root.mkdir(parents=True, exist_ok=True)
@@ -221,12 +224,16 @@ class ServerProcess:
 
 
 class FlakyProxy:
-    """Passes connections on to a miner, but the chosen ones (counted from 0) hang for ever."""
+    """Passes connections on to a miner, but the chosen ones (counted from 0) hang for ever.
 
-    def __init__(self, target: str, hanging: set[int]) -> None:
+    What the miner sends passes at ``bytes_per_s``, if that is given.
+    """
+
+    def __init__(self, target: str, hanging: set[int], bytes_per_s: float = math.inf) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._hanging = hanging
+        self._bytes_per_s = bytes_per_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
         self.num_connections = 0
@@ -250,13 +257,14 @@ class FlakyProxy:
             if number not in self._hanging:
                 outer = socket.create_connection(self._target)
                 self._sockets.append(outer)
-                for ends in ((inner, outer), (outer, inner)):
-                    threading.Thread(target=_pump, args=ends, daemon=True).start()
+                for way in ((inner, outer, math.inf), (outer, inner, self._bytes_per_s)):
+                    threading.Thread(target=_pump, args=way, daemon=True).start()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, bytes_per_s: float) -> None:
     with contextlib.suppress(OSError):
-        while content := source.recv(65_536):
+        while content := source.recv(16_384):
+            time.sleep(len(content) / bytes_per_s)
             sink.sendall(content)
         sink.shutdown(socket.SHUT_WR)
 
