@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from miner.data.row_store import RowStore
-from miner.errors import LimitError, NotReadyError, RunConflictError
+from miner.errors import BusyError, NotReadyError, RunConflictError
 from miner.rounds import RoundLog
 from miner.serving.access import client_of
 from miner.serving.assemble import BatchAssembler
@@ -193,7 +193,7 @@ class MiningService:
             check_query(request, queries.num_queries)
             most = 1 + self._parts.config.max_waiting_queries
             if self._num_queries >= most:
-                raise LimitError(f"{most} queries are being searched already: ask again later")
+                raise BusyError(f"{most} queries are being searched already: ask again later")
             self._num_queries += 1
             try:
                 loop = asyncio.get_running_loop()
@@ -324,7 +324,7 @@ class MiningService:
     def _refuse_more_streams(self, client: str) -> None:
         most = self._parts.config.max_streams_per_client
         if sum(one == client for one in self._streams.values()) >= most:
-            raise LimitError(
+            raise BusyError(
                 f"{client} has {most} streams open, as many as serving.max_streams_per_client "
                 "allows: end one first"
             )

@@ -23,7 +23,7 @@ from trainer.feed.client import MinerClient, StreamCall
 from trainer.feed.parts import PartedBatch
 from trainer.feed.patience import Patience
 from trainer.feed.silence import SilenceWatch
-from trainer.feed.status_codes import error_of, retry_after_s
+from trainer.feed.status_codes import error_of, may_pass, retry_after_s
 
 __all__ = ["Prefetcher", "Subscription"]
 
@@ -179,7 +179,7 @@ class Prefetcher:
             if self._closed.is_set():
                 return
             error, hint_s = error_of(exc), retry_after_s(exc)
-            if not isinstance(error, MinerUnreachableError):
+            if not may_pass(error, hint_s):
                 raise error from exc
             if not self._silence.rest():
                 error = MinerUnreachableError(f"nothing came within idle_s={self._wanted.idle_s:g}")

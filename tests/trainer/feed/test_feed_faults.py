@@ -22,7 +22,7 @@ from tests.trainer.feed.served_miner import (
     make_folder,
     seal_round,
 )
-from trainer.errors import MinerUnreachableError, ProtocolError
+from trainer.errors import LimitError, MinerUnreachableError, ProtocolError
 from trainer.feed import TripletFeed
 
 BATCH_ROWS = 24
@@ -260,3 +260,20 @@ def test_a_disk_that_is_full_for_a_while_costs_only_time(
         read += [batch.digest() for batch in feed]
     assert read == before, "the same batches, planned once the disk has room"
     assert miner.runs.get("run").planned_steps == 24
+
+
+def test_a_stream_too_many_is_asked_for_again_until_another_one_has_ended(folder: Path) -> None:
+    miner = ServerThread(folder, max_streams_per_client=1)
+    values = {"batch_rows": BATCH_ROWS, "exhausted": "wait", "prefetch_steps": 100}
+    with TripletFeed(miner.address, run_id="first", **values) as first:
+        next(first)  # its stream stays open: it waits for the next round
+        second = TripletFeed(miner.address, run_id="second", patience_s=20, **values)
+        threading.Timer(1.0, first.close).start()
+        assert next(second).step == 0
+        second.close()
+    with TripletFeed(miner.address, run_id="first", **values) as first:
+        next(first)
+        third = TripletFeed(miner.address, run_id="third", patience_s=1.5, **values)
+        with pytest.raises(LimitError, match="max_streams_per_client"):
+            next(third)
+    miner.stop()
