@@ -28,7 +28,7 @@ def resolved(config: MinerConfig) -> MinerConfig:
     """Fill in what is only known at the start.
 
     Port 0 becomes a free one: a restarted actor must come back where its clients look. The workers
-    may also read the service's own copies of weights.
+    may also read the service's own copies of weights, and whatever may be uploaded.
 
     Raises:
         ConfigError: There is no such host on this machine, or the port for metrics is taken.
@@ -40,7 +40,9 @@ def resolved(config: MinerConfig) -> MinerConfig:
     if metrics.port is not None:
         metrics = metrics.model_copy(update={"port": _free_metrics_port(metrics)})
     prefixes = (*encoder.weights_prefixes, str(copies_folder(config.state_dir).absolute()))
-    encoder = encoder.model_copy(update={"weights_prefixes": prefixes})
+    largest = max(encoder.max_weights_bytes, serving.max_upload_bytes)
+    update = {"weights_prefixes": prefixes, "max_weights_bytes": largest}
+    encoder = encoder.model_copy(update=update)
     state_dir = config.state_dir.absolute()
     return config.model_copy(
         update={
