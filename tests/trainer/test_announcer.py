@@ -10,9 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.trainer.journals import read_journal
 from trainer.announcer import Announcer, MinerLink
 from trainer.errors import MinerUnreachableError, WeightsRefusedError
-from trainer.journal import Journal, read_journal
+from trainer.journal import Journal
 
 
 class Miner:
