@@ -17,6 +17,7 @@ CoalfaceError
 │   └── StaleWriterError    a newer writer holds the log
 ├── RequestError            a client's request is malformed; names the field
 ├── LimitError              a request asks for more than the service allows at once
+│   └── BusyError           for now: the same may be allowed in a moment
 ├── UnauthenticatedError    who asks cannot be told: no credentials, or wrong ones
 ├── ForbiddenError          who asks is known, and may not do this
 ├── RunError                a run cannot be opened or advanced
@@ -27,6 +28,7 @@ CoalfaceError
 """
 
 __all__ = [
+    "BusyError",
     "CoalfaceError",
     "ConfigError",
     "DamagedRoundError",
@@ -131,6 +133,10 @@ class RequestError(CoalfaceError):
 
 class LimitError(CoalfaceError):
     """A request asks for more than the service allows at once; the text names the limit."""
+
+
+class BusyError(LimitError):
+    """As much is under way as the service allows; the same request may be allowed in a moment."""
 
 
 class UnauthenticatedError(CoalfaceError):

@@ -87,7 +87,9 @@ FAILPOINTS = MappingProxyType(
 """Every point, with a sentence on how things stand there."""
 
 _ERRORS = ("ENOSPC", "EROFS", "EIO")
-_SETTING = re.compile(r"(?:(\d+)\*)?([a-z_.]+)=(?:(kill|torn)|error\((\w+)\)|sleep\(([0-9.]+)\))")
+_SETTING = re.compile(
+    r"(?:(\d+)\*)?([a-z_.]+)=(?:(kill|torn)|error\((\w+)\)|sleep\((\d+(?:\.\d*)?|\.\d+)\))"
+)
 
 
 @dataclass(slots=True)
@@ -98,7 +100,7 @@ class _Failure:
     text: str
     passage: int | None
     error_number: int = 0
-    seconds: float = 0.0
+    seconds: float | None = None
     passages: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -109,7 +111,7 @@ class _Failure:
 
     def happen(self) -> None:
         logger.warning("failpoint %s: %s", self.name, self.text)
-        if self.seconds:
+        if self.seconds is not None:
             time.sleep(self.seconds)
         elif self.error_number:
             text = f"{os.strerror(self.error_number)} (failpoint {self.name})"
@@ -155,7 +157,7 @@ def reach(name: str) -> None:
 def reach_write(name: str, descriptor: int, content: bytes | memoryview, offset: int) -> None:
     """As `reach`, where ``content`` is about to be written at ``offset`` of an open file."""
     if _armed and (failure := _armed.get(name)) and failure.is_due():
-        if not failure.seconds and failure.text != "kill":
+        if failure.seconds is None and failure.text != "kill":
             os.pwrite(descriptor, content[: len(content) // 2], offset)
         failure.happen()
 
@@ -179,7 +181,7 @@ def _parse(text: str) -> _Failure:
         text=text.partition("=")[2],
         passage=int(count) if count else None,
         error_number=getattr(errno, error) if error else 0,
-        seconds=float(seconds or 0.0),
+        seconds=float(seconds) if seconds else None,
     )
 
 

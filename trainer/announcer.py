@@ -126,16 +126,25 @@ class Announcer:
         extra = {"step": step, "outcome": outcome}
         logger.log(level, "weights of step %d %s %s", step, outcome, reason, extra=extra)
         sha256 = file.sha256 if file else ""
-        self._journal.write("announce", step=step, outcome=outcome, reason=reason, sha256=sha256)
+        line = {"step": step, "outcome": outcome, "reason": reason, "sha256": sha256}
+        try:
+            self._journal.write("announce", **line)
+        except OSError as exc:
+            logger.warning("the journal does not get that: %s", exc, extra=extra)
 
     def write(self, step: int, weights: dict[str, torch.Tensor]) -> WeightsFile:
-        """Write ``weights-<step>.safetensors``, and remove all but the newest ``keep`` files.
+        """Write ``weights-<step>.safetensors``; of all files ``keep`` stay.
+
+        This one, whatever its step: a run that resumes writes beside those of later steps. And of
+        the others those of the highest steps.
 
         Raises:
             OSError: The folder cannot be written.
         """
         path = self._folder.resolve() / f"weights-{step:08d}.safetensors"
         file = save_weights(path, weights)
-        for outdated in sorted(self._folder.glob("weights-*.safetensors"))[: -self._keep]:
+        found = sorted(self._folder.glob("weights-*.safetensors"), reverse=True)
+        others = [other for other in found if other.name != path.name]
+        for outdated in others[self._keep - 1 :]:
             outdated.unlink(missing_ok=True)
         return file

@@ -223,12 +223,21 @@ class TrainerConfig(_Section):
     @model_validator(mode="after")
     def _waiting_ends(self) -> Self:
         """A run that waits for fresher rounds must get as far as announcing weights for them."""
-        bound, interval = self.miner.max_staleness_steps, self.announce.every_steps
-        if self.miner.stale == "wait" and 0 < bound < interval:
+        bound, announce = self.miner.max_staleness_steps, self.announce
+        if self.miner.stale != "wait" or not bound:
+            return self
+        waits = f"with miner.stale=wait and miner.max_staleness_steps={bound} the run would"
+        if not announce.every_steps:
             raise ValueError(
-                f"miner.max_staleness_steps={bound} is below announce.every_steps={interval}: with "
-                "miner.stale=wait the run would stop before it announces the weights it waits for"
+                f"{waits} wait for ever, as announce.every_steps=0 announces no weights; announce "
+                f"them every {bound} steps or more often"
             )
+        for key in ("every_steps", "after_step"):
+            if (steps := getattr(announce, key)) > bound:
+                raise ValueError(
+                    f"{waits} stop before it announces the weights it waits for, as "
+                    f"announce.{key}={steps} is above that; {bound} is the most"
+                )
         return self
 
     @property

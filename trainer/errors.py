@@ -7,6 +7,7 @@ TrainerError
 ├── TrainingError              a step cannot be taken
 └── FeedError                  no batches, or no answer, from the miner
     ├── MinerUnreachableError  no sign of life within the patience
+    ├── LimitError             the miner allows no more: too large, or too much at once
     ├── AccessDeniedError      the miner wants credentials that were not given
     ├── BadRequestError        the miner calls a request malformed; names the field
     ├── RunRefusedError        the run exists with other values, or does not fit the round
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigError",
     "EvaluationError",
     "FeedError",
+    "LimitError",
     "MinerFaultError",
     "MinerUnreachableError",
     "ProtocolError",
@@ -62,6 +64,10 @@ class FeedError(TrainerError):
 
 class MinerUnreachableError(FeedError):
     """No sign of life from the miner within the patience."""
+
+
+class LimitError(FeedError):
+    """The miner allows no more than it did: a request is too large, or too many are under way."""
 
 
 class AccessDeniedError(FeedError):

@@ -2,7 +2,7 @@
 
 Lines have a key ``event``: ``start`` of a process, ``step``, ``checkpoint``, ``announce``, ``end``.
 A run that was killed and resumed has trained some steps twice: the later line is the one that
-counts (:func:`read_steps`).
+counts. A line that a kill has left unfinished counts for nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Journal", "journal_path", "read_journal", "read_steps"]
+__all__ = ["Journal", "journal_path"]
 
 
 def journal_path(out: Path, rank: int) -> Path:
@@ -55,20 +55,3 @@ class Journal:
             if not self._file.closed:
                 self._file.write(line + "\n")
                 self._file.flush()
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All events in order; a line that a killed process left unfinished is left out."""
-    events = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
-
-
-def read_steps(path: Path) -> dict[int, dict[str, Any]]:
-    """Step -> the last ``step`` event for it, by ascending step."""
-    steps = {event["step"]: event for event in read_journal(path) if event["event"] == "step"}
-    return dict(sorted(steps.items()))

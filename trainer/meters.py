@@ -154,7 +154,8 @@ def open_meters(config: MetricsConfig, run_id: str, rank: int) -> Iterator[Train
             f"rank {rank} cannot serve metrics on metrics.host={config.host!r}, port {port} "
             f"(metrics.port + rank): {exc}; choose another port, or leave metrics.port out"
         ) from exc
-    address = f"{config.host}:{server.server_port}"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"{host}:{server.server_port}"
     logger.info("metrics are on http://%s/metrics", address, extra={"address": address})
     try:
         yield meters

@@ -8,8 +8,10 @@ Shape legend: W = ranks, R = rows of the global batch, D = dimensions of the emb
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -149,9 +151,13 @@ class Learner:
         return inputs.to(self._world.device, non_blocking=True)
 
     def _seed_rank(self, step: int) -> None:
-        # Dropout and the like differ from rank to rank; the weights are drawn already.
-        mixed = torch.Generator().manual_seed(self._config.seed ^ (self._world.rank << 40) ^ step)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=mixed)))
+        # Dropout and augmentation differ from rank to rank; the weights are drawn already.
+        # Torch takes the lower 32 bits of a seed alone, so that more has to be mixed before.
+        mixed = np.random.SeedSequence((self._config.seed, self._world.rank, step))
+        seed = int(mixed.generate_state(1)[0])
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:

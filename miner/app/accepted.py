@@ -46,12 +46,15 @@ def read_accepted(state_dir: Path) -> AcceptedWeights | None:
 
     Raises:
         ConfigError: The file is there but cannot be understood.
+        DiskError: It cannot be read.
     """
     path = state_dir / FILE_NAME
     try:
         return AcceptedWeights(**decode_object(path.read_bytes(), KEYS))
     except FileNotFoundError:
         return None
+    except OSError as exc:
+        raise DiskError(f"{path} cannot be read: {exc}") from exc
     except (ValueError, TypeError) as exc:
         raise ConfigError(
             f"{path} is damaged ({exc}): remove it, and the next announcement takes its place"
@@ -77,12 +80,18 @@ def copies_folder(state_dir: Path) -> Path:
 
 
 def keep_copy(state_dir: Path, content: bytes, sha256: str) -> Path:
-    """Keep weights under their digest; durable on return."""
-    folder = copies_folder(state_dir)
-    reach("accepted.copy.begin")
-    folder.mkdir(exist_ok=True)
-    copy = folder / f"{sha256}.safetensors"
-    replace_file(copy, content)
+    """Keep weights under their digest; durable on return.
+
+    Raises:
+        DiskError: The disk refuses; announced again later, the same weights may be kept.
+    """
+    copy = copies_folder(state_dir) / f"{sha256}.safetensors"
+    try:
+        reach("accepted.copy.begin")
+        copy.parent.mkdir(exist_ok=True)
+        replace_file(copy, content)
+    except OSError as exc:
+        raise DiskError(f"good weights cannot be kept in {copy.parent}: {exc}") from exc
     reach("accepted.copy.kept")
     return copy
 

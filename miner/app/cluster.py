@@ -14,19 +14,21 @@ from prometheus_client import CollectorRegistry
 from miner.app.accepted import copies_folder
 from miner.app.service_actor import MiningServiceActor
 from miner.config import MinerConfig
-from miner.errors import ConfigError, NotReadyError
+from miner.errors import CoalfaceError, ConfigError, NotReadyError
 from miner.logs import chosen_format
 from miner.serving.metrics.config import MetricsConfig
 from miner.serving.metrics.endpoint import MetricsEndpoint
 
-__all__ = ["joined_ray", "reason_of", "resolved", "start_actor"]
+__all__ = ["joined_ray", "reason_of", "resolved", "start_actor", "told_of"]
+
+MOST_CHARACTERS = 1000
 
 
 def resolved(config: MinerConfig) -> MinerConfig:
     """Fill in what is only known at the start.
 
     Port 0 becomes a free one: a restarted actor must come back where its clients look. The workers
-    may also read the service's own copies of weights.
+    may also read the service's own copies of weights, and whatever may be uploaded.
 
     Raises:
         ConfigError: There is no such host on this machine, or the port for metrics is taken.
@@ -38,7 +40,9 @@ def resolved(config: MinerConfig) -> MinerConfig:
     if metrics.port is not None:
         metrics = metrics.model_copy(update={"port": _free_metrics_port(metrics)})
     prefixes = (*encoder.weights_prefixes, str(copies_folder(config.state_dir).absolute()))
-    encoder = encoder.model_copy(update={"weights_prefixes": prefixes})
+    largest = max(encoder.max_weights_bytes, serving.max_upload_bytes)
+    update = {"weights_prefixes": prefixes, "max_weights_bytes": largest}
+    encoder = encoder.model_copy(update=update)
     state_dir = config.state_dir.absolute()
     return config.model_copy(
         update={
@@ -107,6 +111,23 @@ def start_actor(config: MinerConfig, log_id: str) -> Any:
 def reason_of(error: Exception) -> str:
     """The last line of an error that came over Ray: what went wrong, without the traceback."""
     return str(error).strip().splitlines()[-1].removeprefix("miner.errors.")
+
+
+def told_of(error: BaseException) -> str:
+    """What clients are told of an error, in at most `MOST_CHARACTERS`.
+
+    The text of the miner's own ones, also where Ray has wrapped it; of others the kind alone, as
+    their text may hold paths, values or a whole traceback.
+
+    Example:
+        >>> told_of(ZeroDivisionError("secret"))
+        "ZeroDivisionError: see the miner's log"
+    """
+    cause = getattr(error, "cause", error)
+    if not isinstance(cause, CoalfaceError):
+        return f"{type(cause).__name__}: see the miner's log"
+    text = str(cause)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 4]} ..."
 
 
 def _free_metrics_port(config: MetricsConfig) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.app.accepted import AcceptedWeights
+from miner.app.cluster import told_of
 from miner.app.history import read_history
 from miner.config import MinerConfig
 from miner.core import Selection, mine_round, random_groups
@@ -92,7 +93,7 @@ class Refresher:
             manifest = self._seal(self._mine(weights), weights)
         except BaseException as exc:
             num_failed = self._state.num_failed + 1
-            self._finish(started_s, num_failed=num_failed, last_error=str(exc))
+            self._finish(started_s, num_failed=num_failed, last_error=told_of(exc))
             raise
         self._finish(started_s, num_sealed=self._state.num_sealed + 1)
         logger.info(

@@ -12,13 +12,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from miner.app.accepted import AcceptedWeights, drop_older_copies, keep_copy
-from miner.app.cluster import joined_ray, reason_of, resolved, start_actor
+from miner.app.cluster import joined_ray, reason_of, resolved, start_actor, told_of
 from miner.app.endpoint import ENDPOINT_FILE
 from miner.app.refresher import Refresher
 from miner.app.schedule import RefreshSchedule, Work
@@ -38,6 +38,7 @@ from miner.rounds import RoundLog, RoundWriter
 from miner.serving.backend import RefreshState
 from miner.serving.binding import check_binding, check_files
 from miner.workers.embed import EmbedPool
+from miner.workers.remote import result_of
 from miner.workers.snapshot import SnapshotStore
 
 __all__ = ["ENDPOINT_FILE", "run_service"]
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 RESTART_PAUSE_S = 0.3
-MAX_CALLS_IN_VAIN = 200  # a minute or more without a serving actor
+MAX_AWAY_S = 60.0  # without a serving actor
 DRAIN_TIMEOUT_S = 10.0
 
 
@@ -84,8 +85,10 @@ class _Service:
         )
         self._actor: Any = None
         self._draining = threading.Lock()
-        self._calls_in_vain = 0
-        self._judge = threading.Thread(target=self._judge_announcements, name="judge", daemon=True)
+        self._away_since_s: float | None = None
+        self._poll_failure = ""
+        self._failure: Exception | None = None
+        self._judge = self._thread(self._judge_announcements, "judge")
         self._refresher = Refresher(
             config=config,
             catalog=catalog,
@@ -103,18 +106,36 @@ class _Service:
             self._actor = start_actor(self._config, self._log.log_id)
             self._publish()
             self._judge.start()
+            self._thread(self._watch_for_drain, "watch").start()
             # At once, also in the middle of a refresh: a stopped Ray job has three seconds.
-            threading.Thread(target=self._drain_on_stop, name="drain", daemon=True).start()
+            self._thread(self._drain_on_stop, "drain").start()
             mined = self._log.manifest(self._log.newest() or 1).weights_sha256
             schedule = RefreshSchedule(self._config.refresh, mined, time.monotonic())
             while not self._stop.is_set():
                 self._serve_once(schedule)
         finally:
             self._shut_down()
+        if self._failure is not None:
+            raise self._failure
+
+    def _thread(self, work: Callable[[], None], name: str) -> threading.Thread:
+        """A thread beside the loop; what ends it early ends the service, which raises it."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as exc:
+                if self._stop.is_set():
+                    logger.warning("thread %s ended while the service stopped: %r", name, exc)
+                    return
+                self._failure = exc
+                self._stop.set()
+
+        return threading.Thread(target=run, name=name, daemon=True)
 
     def _serve_once(self, schedule: RefreshSchedule) -> None:
         """Wait a moment for work; do it."""
-        work: Work | None = self._call("poll", POLL_S)
+        work = self._poll()
         if work is None:
             return
         reason = schedule.due(time.monotonic(), work)
@@ -139,15 +160,35 @@ class _Service:
         except (RoundLogError, OSError) as exc:
             logger.error("what is not needed any more could not be removed: %s", exc)
 
+    def _poll(self) -> Work | None:
+        """What there is to mine; None is no news, which a poll that fails brings as well."""
+        from ray.exceptions import RayTaskError
+
+        try:
+            work: Work | None = self._call("poll", POLL_S)
+        except (RoundLogError, RayTaskError) as exc:
+            failure = type(getattr(exc, "cause", exc)).__name__
+            if failure != self._poll_failure:
+                logger.error("what there is to mine cannot be seen, for now: %s", exc)
+            self._poll_failure = failure
+            self._stop.wait(POLL_S)
+            return None
+        self._poll_failure = ""
+        return work
+
     def _judge_announcements(self) -> None:
         """Have a worker try whatever is announced; runs beside a refresh."""
         while not self._stop.is_set():
             announced: Announcement | None = self._call("next_announcement", POLL_S)
-            if self._call("is_drain_requested"):  # here, as refreshes take long
-                self._stop.set()
             if announced is None:
                 continue
             self._call("judge", announced.announcement_id, self._try(announced.weights))
+
+    def _watch_for_drain(self) -> None:
+        """Stop when a client asks for it; by itself, as refreshes and judgements take long."""
+        while not self._stop.wait(POLL_S):
+            if self._call("is_drain_requested"):
+                self._stop.set()
 
     def _try(self, weights: AcceptedWeights) -> Path | CoalfaceError:
         """The service's own copy of good weights, or why they are refused."""
@@ -159,7 +200,7 @@ class _Service:
             return exc
         except Exception as exc:
             logger.exception("weights of step %d could not be checked", weights.step)
-            return WeightsRefusedError(f"these weights could not be checked: {exc!r}")
+            return WeightsRefusedError(f"these weights could not be checked: {told_of(exc)}")
 
     def _retain(self, work: Work) -> None:
         """Remove what is not needed any more; rounds only if the serving actor can be asked."""
@@ -175,18 +216,24 @@ class _Service:
             actor.show.remote(state)
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        """One call of the serving actor; None while Ray is restarting it."""
-        import ray
+        """One call of the serving actor; None while Ray is restarting it.
+
+        Raises:
+            NotReadyError: It has been away for `MAX_AWAY_S`, as the threads have seen together.
+            CoalfaceError: The actor raised it.
+            RayTaskError: The actor raised something else.
+        """
         from ray.exceptions import RayActorError
 
         actor = self._actor
         if actor is None:  # drained
             return None
         try:
-            answer = ray.get(getattr(actor, method).remote(*arguments))
+            answer = result_of(getattr(actor, method).remote(*arguments))
         except RayActorError as exc:
-            self._calls_in_vain += 1
-            if self._calls_in_vain > MAX_CALLS_IN_VAIN:
+            now_s = time.monotonic()
+            since_s = self._away_since_s = self._away_since_s or now_s
+            if now_s - since_s > MAX_AWAY_S:
                 raise NotReadyError(
                     f"the serving actor does not come back: {reason_of(exc)}"
                 ) from exc
@@ -194,7 +241,7 @@ class _Service:
                 logger.warning("the serving actor is away: %s", type(exc).__name__)
                 self._show(self._refresher.state)  # the new one has forgotten it
             return None
-        self._calls_in_vain = 0
+        self._away_since_s = None
         return answer
 
     def _publish(self) -> None:

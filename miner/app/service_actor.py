@@ -137,6 +137,7 @@ class MiningServiceActor:
 
         Raises:
             WeightsRefusedError: With the reason.
+            DiskError: Good weights cannot be kept, for now.
         """
         announced = AcceptedWeights(step, uri, sha256.lower())
         async with self._announcing:  # in the order of arrival

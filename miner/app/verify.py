@@ -36,6 +36,8 @@ def verify_state(
 ) -> Iterator[CheckedPart]:
     """Check log, run plans, row store, snapshots and accepted weights, as far as they are there.
 
+    What a service removes meanwhile is passed over; what cannot be read is a problem.
+
     Every byte is read unless ``quick``, which leaves out the content of chunks, samples, embeddings
     and weights. What can be made again at any time, and is when it is damaged, is left out: the
     notes for a warm search, and reported difficulties.
@@ -71,16 +73,23 @@ def verify_state(
 def _weights_problems(state_dir: Path, copies: list[Path], *, quick: bool) -> Iterator[str]:
     try:
         accepted = read_accepted(state_dir)
+        copy = copies_folder(state_dir) / f"{accepted.sha256 if accepted else ''}.safetensors"
+        # Beside a service: these may have made room for newer ones just now.
+        if accepted and not copy.exists() and read_accepted(state_dir) == accepted:
+            yield f"{copy} is missing: announce weights again"
     except CoalfaceError as exc:
         yield str(exc)
-    else:
-        if accepted is not None and accepted.sha256 not in {copy.stem for copy in copies}:
-            copy = copies_folder(state_dir) / f"{accepted.sha256}.safetensors"
-            yield f"{copy} is missing: announce weights again"
     for path in () if quick else copies:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != path.stem:
-                yield f"{path} does not match its sha256, which is its name: announce weights again"
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            yield f"{path} cannot be read: {exc.strerror}"
+            continue
+        if digest != path.stem:
+            yield f"{path} does not match its sha256, which is its name: announce weights again"
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from miner.cli.status import (
+from miner.cli.options import (
     AddressOption,
     CaOption,
     CertificateOption,
@@ -31,11 +31,6 @@ def drain(  # noqa: PLR0913, PLR0917 - the options of a command
     from miner.app import operator
 
     where = operator.address_of(address, state_dir)
-    credentials = operator.Credentials(
-        ca_file=ca_file,
-        certificate_file=certificate_file,
-        key_file=key_file,
-        token_file=token_file,
-    )
+    credentials = operator.Credentials(ca_file, certificate_file, key_file, token_file)
     num_streams = operator.drain(where, credentials)
     typer.echo(f"{where} is draining, {num_streams:,} streams are being ended")

@@ -1,4 +1,4 @@
-"""Options that several commands share: ``--config``, ``--set``, ``--print-config``."""
+"""Options that several commands share: which configuration, which running service, who asks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from pydantic import BaseModel
 
 from miner.config import MinerConfig, load_config, render_config
 
-__all__ = ["ConfigOption", "PrintConfigOption", "SetOption", "resolve", "resolve_as"]
+__all__ = [
+    "AddressOption",
+    "CaOption",
+    "CertificateOption",
+    "ConfigOption",
+    "KeyOption",
+    "PrintConfigOption",
+    "SetOption",
+    "StateDirOption",
+    "TokenFileOption",
+    "resolve",
+    "resolve_as",
+]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -21,6 +33,21 @@ SetOption = Annotated[
 ]
 PrintConfigOption = Annotated[
     bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")
+]
+
+AddressOption = Annotated[str | None, typer.Option("--address", help="host:port of the service.")]
+StateDirOption = Annotated[
+    Path | None, typer.Option("--state-dir", help="Its state folder, on this machine.")
+]
+CaOption = Annotated[
+    Path | None, typer.Option("--tls-ca", help="CA of the service's certificate, PEM; needs TLS.")
+]
+CertificateOption = Annotated[
+    Path | None, typer.Option("--tls-certificate", help="A certificate of one's own, PEM.")
+]
+KeyOption = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")]
+TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", help="Holds a token; else COALFACE_TOKEN.")
 ]
 
 

@@ -5,42 +5,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
+from miner.cli.options import (
+    AddressOption,
+    CaOption,
+    CertificateOption,
+    KeyOption,
+    StateDirOption,
+    TokenFileOption,
+)
+
 if TYPE_CHECKING:
     from miner.app.operator import ServiceStatus
 
-__all__ = [
-    "AddressOption",
-    "CaOption",
-    "CertificateOption",
-    "KeyOption",
-    "StateDirOption",
-    "TokenFileOption",
-    "status",
-]
+__all__ = ["status"]
 
 REDRAW_S = 1.0
-
-AddressOption = Annotated[str | None, typer.Option("--address", help="host:port of the service.")]
-StateDirOption = Annotated[
-    Path | None, typer.Option("--state-dir", help="Its state folder, on this machine.")
-]
-CaOption = Annotated[
-    Path | None, typer.Option("--tls-ca", help="CA of the service's certificate, PEM; needs TLS.")
-]
-CertificateOption = Annotated[
-    Path | None, typer.Option("--tls-certificate", help="A certificate of one's own, PEM.")
-]
-KeyOption = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")]
-TokenFileOption = Annotated[
-    Path | None, typer.Option("--token-file", help="Holds a token; else COALFACE_TOKEN.")
-]
 
 
 def status(  # noqa: PLR0913, PLR0917 - the options of a command
@@ -62,12 +47,7 @@ def status(  # noqa: PLR0913, PLR0917 - the options of a command
     from miner.app import operator
 
     where = operator.address_of(address, state_dir)
-    credentials = operator.Credentials(
-        ca_file=ca_file,
-        certificate_file=certificate_file,
-        key_file=key_file,
-        token_file=token_file,
-    )
+    credentials = operator.Credentials(ca_file, certificate_file, key_file, token_file)
     if not watch:
         _show([operator.status(where, credentials)], where, as_json)
         return

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from miner.serving.roles import Role
+
 __all__ = ["token"]
-
-
-class RoleName(StrEnum):
-    """The roles, as the command line offers them."""
-
-    READ = "read"
-    WRITE = "write"
-    ADMIN = "admin"
 
 
 def token(
     name: Annotated[str, typer.Argument(help="What the client is called in logs and limits.")],
     file: Annotated[Path, typer.Option(help="Tokens file of the service; made if missing.")],
     role: Annotated[
-        RoleName,
+        Role,
         typer.Option(help="read: train. write: also announce weights. admin: also stop it."),
-    ] = RoleName.READ,
+    ] = "read",
 ) -> None:
     """Print a new random token, and add its digest to a tokens file.
 
@@ -33,4 +26,4 @@ def token(
     """
     from miner.serving.tokens import add_token
 
-    typer.echo(add_token(file, name, role.value))
+    typer.echo(add_token(file, name, role))

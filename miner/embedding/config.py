@@ -56,3 +56,9 @@ class EncoderConfig(BaseModel):
         description="Folders and URI prefixes (s3://bucket/folder) from which weights are "
         "accepted. Empty: none, because an announcer must not choose what the miner reads.",
     )
+    max_weights_bytes: int = Field(
+        default=2**32,
+        ge=1,
+        description="Largest file of weights that is read; what serving.max_upload_bytes allows is "
+        "read in any case. 4 GiB: a billion parameters.",
+    )

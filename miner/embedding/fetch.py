@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -19,6 +21,8 @@ from miner.embedding.config import EncoderConfig
 from miner.errors import WeightsRefusedError
 
 __all__ = ["fetch_weights"]
+
+_WAY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def fetch_weights(uri: str, sha256: str, config: EncoderConfig) -> bytes:
@@ -31,14 +35,14 @@ def fetch_weights(uri: str, sha256: str, config: EncoderConfig) -> bytes:
 
     Raises:
         WeightsRefusedError: The place is not allowed (links are followed before it is judged), it
-            cannot be read, or the digest is another one.
+            cannot be read or is above ``max_weights_bytes``, or the digest is another one.
     """
     blob = _read_local(uri, config) if _is_local(uri) else _read_remote(uri, config)
     actual = hashlib.sha256(blob).hexdigest()
     if actual != sha256.lower():
         raise WeightsRefusedError(
-            f"weights {uri} ({len(blob)} bytes) have sha256 {actual}, announced was {sha256!r}; "
-            "announce a file only when it is written, and never write to it again",
+            f"weights {_shown(uri)} ({len(blob)} bytes) have sha256 {actual}, announced was "
+            f"{sha256!r}; announce a file only when it is written, and never write to it again",
             kind="digest",
         )
     return blob
@@ -71,44 +75,98 @@ def _read_local(uri: str, config: EncoderConfig) -> bytes:
         leads = f" (it leads to {resolved})" if str(resolved) != path else ""
         raise _outside(f"{uri}{leads}", config)
     try:
-        # Neither a link put there meanwhile nor a pipe that never ends.
-        descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(_open_without_links(resolved), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise WeightsRefusedError(
                     f"weights {uri} are not a regular file", kind="unreadable"
                 )
-            return file.read()
+            _require_size(uri, found.st_size, config)
+            return file.read(found.st_size)
     except OSError as exc:
         raise WeightsRefusedError(
             f"weights {uri} cannot be read: {exc.strerror}", kind="unreadable"
         ) from exc
 
 
+def _open_without_links(resolved: Path) -> int:
+    """A descriptor of a file; neither by a link put on the way meanwhile, nor waiting for a pipe.
+
+    Raises:
+        OSError: There is no such file, or it is reached over a link.
+    """
+    way = os.open(resolved.anchor, _WAY)
+    try:
+        for part in resolved.parts[1:-1]:
+            further = os.open(part, _WAY, dir_fd=way)
+            os.close(way)
+            way = further
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.open(resolved.name, flags, dir_fd=way)
+    finally:
+        os.close(way)
+
+
 def _read_remote(uri: str, config: EncoderConfig) -> bytes:
     # No escapes and no options: `?endpoint_override=` would turn an allowed bucket into any host.
     if set(uri) & set("?#%\\\0") or {".", ".."} & set(uri.split("/")):
         raise WeightsRefusedError(
-            f"weights {uri!r}: a URI may hold none of ? # % \\ and no ./ ../", kind="location"
+            f"weights {_shown(uri)!r}: a URI may hold none of ? # % \\ and no ./ ../",
+            kind="location",
         )
     # A prefix may hold such options; they are the operator's, and go with the file that is read.
     for prefix in config.weights_prefixes:
         base, _, options = prefix.partition("?")
         base = base.rstrip("/") + "/"
         if not _is_local(prefix) and uri.startswith(base):
+            system, path = _file_system(f"{uri}?{options}" if options else uri)
             try:
-                found = pa.fs.FileSystem.from_uri(f"{uri}?{options}" if options else uri)
-                with found[0].open_input_file(found[1]) as file:
+                with system.open_input_file(path) as file:
+                    _require_size(uri, file.size(), config)
                     return bytes(file.read())
             except (OSError, pa.ArrowException) as exc:
                 raise WeightsRefusedError(
-                    f"weights {uri} cannot be read: {exc}", kind="unreadable"
+                    f"weights {_shown(uri)} cannot be read: {exc}", kind="unreadable"
                 ) from exc
-    raise _outside(uri, config)
+    raise _outside(_shown(uri), config)
+
+
+def _file_system(uri: str) -> tuple[Any, str]:
+    try:
+        system, path = pa.fs.FileSystem.from_uri(uri)
+    except (OSError, pa.ArrowException) as exc:  # its text quotes the URI
+        raise WeightsRefusedError(
+            f"weights {_shown(uri)} cannot be read: their file system cannot be opened with what "
+            f"encoder.weights_prefixes says ({type(exc).__name__})",
+            kind="unreadable",
+        ) from None
+    return system, path
+
+
+def _require_size(uri: str, num_bytes: int, config: EncoderConfig) -> None:
+    if num_bytes > config.max_weights_bytes:
+        raise WeightsRefusedError(
+            f"weights {_shown(uri)} are {num_bytes} bytes, above the {config.max_weights_bytes} "
+            "that encoder.max_weights_bytes allows",
+            kind="unreadable",
+        )
+
+
+def _shown(uri: str) -> str:
+    """A URI as others may see it: before the host and after the path it may hold secrets.
+
+    Example:
+        >>> _shown("s3://key:secret@bucket/runs?endpoint_override=host")
+        's3://bucket/runs'
+    """
+    if _is_local(uri):
+        return uri
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{re.split('[?#]', rest)[0].rpartition('@')[2]}"
 
 
 def _outside(place: str, config: EncoderConfig) -> WeightsRefusedError:
-    allowed = ", ".join(config.weights_prefixes) or "nowhere"
+    allowed = ", ".join(map(_shown, config.weights_prefixes)) or "nowhere"
     return WeightsRefusedError(
         f"weights {place} are outside what encoder.weights_prefixes allows ({allowed}); write them "
         "there, or let the miner's operator add the folder",

@@ -52,6 +52,7 @@ class Backend(Protocol):
 
         Raises:
             WeightsRefusedError: With a reason that the trainer's author understands.
+            DiskError: Good weights cannot be kept, for now.
         """
 
     async def request_refresh(self) -> int:

@@ -20,8 +20,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from miner.errors import (
+    BusyError,
     ForbiddenError,
-    LimitError,
     NotReadyError,
     RequestError,
     UnauthenticatedError,
@@ -94,7 +94,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no
         if self._held[rpc, client] >= (1 if rpc == UPLOAD else self._max_streams):
             if rpc == UPLOAD:  # of a connection that broke, maybe, and is given up soon
                 raise NotReadyError(f"an upload of {client} is under way: ask again in a moment")
-            raise LimitError(
+            raise BusyError(
                 f"{client} has {self._max_streams} streams open, as many of this rpc as "
                 "serving.max_streams_per_client allows: end one first"
             )

@@ -101,10 +101,6 @@ class MiningServer:
         self._pool.shutdown(wait=False, cancel_futures=True)
         logger.info("stopped %s", self.address)
 
-    async def wait(self) -> None:
-        """Return once the server has stopped."""
-        await self._server.wait_for_termination()
-
 
 async def start_server(
     config: ServingConfig, log: RoundLog, runs: RunStore, row_store: RowStore, backend: Backend

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from miner.data.row_store import RowStore
-from miner.errors import LimitError, NotReadyError, RunConflictError, UnknownRunError
+from miner.errors import (
+    BusyError,
+    LimitError,
+    NotReadyError,
+    RunConflictError,
+    UnknownRunError,
+)
 from miner.rounds import RoundLog
 from miner.serving.assemble import BatchAssembler
 from miner.serving.backend import Backend
@@ -185,7 +191,7 @@ class MiningService:
             check_query(request, queries.num_queries)
             most = 1 + self._parts.config.max_waiting_queries
             if self._num_queries >= most:
-                raise LimitError(f"{most} queries are being searched already: ask again later")
+                raise BusyError(f"{most} queries are being searched already: ask again later")
             self._num_queries += 1
             try:
                 loop = asyncio.get_running_loop()

@@ -98,7 +98,7 @@ class ServiceStatus:
     runs: tuple[RunLine, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Credentials:
     """How an operator shows who they are, and whom they trust.
 
@@ -107,12 +107,23 @@ class Credentials:
         certificate_file: PEM file of a certificate of one's own, with its ``key_file``.
         key_file: Its private key.
         token_file: File that holds a token alone; None: ``COALFACE_TOKEN``, if that is set.
+
+    Raises:
+        ConfigError: A certificate without its key or without a CA, which would not be used.
     """
 
     ca_file: Path | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
     token_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        own = (self.certificate_file, self.key_file)
+        if own != (None, None) and None in (*own, self.ca_file):
+            raise ConfigError(
+                "--tls-certificate, --tls-key and --tls-ca go together: a certificate is shown "
+                f"over TLS only; got {own[0]}, {own[1]} and {self.ca_file}"
+            )
 
     def channel(self, address: str) -> grpc.Channel:
         """A new connection.

@@ -26,7 +26,7 @@ __all__ = ["RETRY_AFTER_MS", "STATUS_CODES", "refusals", "status_of"]
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_MS = 1000  # the hint that goes with UNAVAILABLE
+RETRY_AFTER_MS = 1000  # the hint that goes with UNAVAILABLE and a BusyError
 DOMAIN = "coalface"
 MAX_TEXT_BYTES = 1000
 """Of UTF-8. A text travels percent-encoded (three bytes for one) and twice more in base64, and
@@ -51,6 +51,7 @@ STATUS_CODES: dict[type[errors.CoalfaceError], grpc.StatusCode] = {
     errors.StaleWriterError: grpc.StatusCode.UNAVAILABLE,  # a successor has the log: go there
     errors.RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     errors.RunError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -76,7 +77,9 @@ async def refusals(context: Any) -> AsyncIterator[None]:
     try:
         yield
     except errors.CoalfaceError as exc:
-        await _abort(context, status_of(exc), str(exc), type(exc).__name__)
+        code = status_of(exc)
+        hints = code is grpc.StatusCode.UNAVAILABLE or isinstance(exc, errors.BusyError)
+        await _abort(context, code, str(exc), type(exc).__name__, hints=hints)
     except grpc.aio.AbortError:
         raise
     except grpc.aio.InternalError as exc:  # nobody is there to be told
@@ -87,10 +90,12 @@ async def refusals(context: Any) -> AsyncIterator[None]:
         await _abort(context, grpc.StatusCode.INTERNAL, f"{kind} in the miner: see its log", kind)
 
 
-async def _abort(context: Any, code: grpc.StatusCode, text: str, kind: str) -> NoReturn:
+async def _abort(
+    context: Any, code: grpc.StatusCode, text: str, kind: str, *, hints: bool = False
+) -> NoReturn:
     text = _cut(text)
-    metadata = [*rpc_status.to_status(_rich(code, text, kind)).trailing_metadata]
-    if code is grpc.StatusCode.UNAVAILABLE:
+    metadata = [*rpc_status.to_status(_rich(code, text, kind, hints)).trailing_metadata]
+    if hints:
         metadata.append(("retry-after-ms", str(RETRY_AFTER_MS)))
     await context.abort(code, text, tuple(metadata))
     raise AssertionError("abort raises")
@@ -103,7 +108,7 @@ def _cut(text: str) -> str:
     return kept if len(content) <= MAX_TEXT_BYTES else f"{kept} ..."
 
 
-def _rich(code: grpc.StatusCode, text: str, kind: str) -> Status:
+def _rich(code: grpc.StatusCode, text: str, kind: str, hints: bool) -> Status:
     details: list[Message] = [ErrorInfo(reason=kind.removesuffix("Error"), domain=DOMAIN)]
     field = _FIELD.match(text) if code is grpc.StatusCode.INVALID_ARGUMENT else None
     if field is not None:
@@ -111,7 +116,7 @@ def _rich(code: grpc.StatusCode, text: str, kind: str) -> Status:
             field=field[0], description=text.removeprefix(f"{field[0]}: ")
         )
         details.append(BadRequest(field_violations=[violation]))
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if hints:
         details.append(RetryInfo(retry_delay=Duration(nanos=RETRY_AFTER_MS * 10**6)))
     packed = [AnyMessage() for _ in details]
     for any_message, detail in zip(packed, details, strict=True):

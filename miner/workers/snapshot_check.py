@@ -24,7 +24,7 @@ def snapshot_folders(root: Path) -> list[Path]:
 
 
 def check_snapshot(folder: Path, *, hash_rows: bool = True) -> Iterator[str]:
-    """One line per problem of one snapshot; none if all is well.
+    """One line per problem of one snapshot; none if all is well, or if it is deleted meanwhile.
 
     Args:
         folder: Of the snapshot.
@@ -32,6 +32,15 @@ def check_snapshot(folder: Path, *, hash_rows: bool = True) -> Iterator[str]:
 
     Cost: O(bytes of the snapshot), or its receipts.
     """
+    try:
+        problems = list(_problems(folder, hash_rows=hash_rows))
+    except OSError as exc:
+        problems = [f"{folder} cannot be read: {exc}"]
+    if (folder / KEY_FILE).exists():  # the first to go
+        yield from problems
+
+
+def _problems(folder: Path, *, hash_rows: bool) -> Iterator[str]:
     path = folder / KEY_FILE
     try:
         text = path.read_bytes()
@@ -55,7 +64,7 @@ def check_snapshot(folder: Path, *, hash_rows: bool = True) -> Iterator[str]:
             begin, end = key.rows_of(chunk)
             data = ", ".join(sorted(file.name for file in folder.glob("rows-*d.f32")))
             problem = f"does not match rows {begin} to {end - 1} of {data}"
-        if problem is not None:
+        if problem is not None and path.exists():  # or it is being embedded again just now
             yield f"{path} {problem}; the chunk is embedded again when it is needed"
 
 

@@ -61,6 +61,15 @@ def test_sleep_takes_its_time() -> None:
     assert time.monotonic() - begin_s >= 0.05
 
 
+@pytest.mark.parametrize("seconds", ["0", "0.0", ".0", "0."])
+def test_no_time_at_all_is_a_sleep_as_well(seconds: str, tmp_path: Path) -> None:
+    arm(f"runs.plan.begin=sleep({seconds});uploads.write=sleep({seconds})")
+    reach("runs.plan.begin")
+    with (tmp_path / "file").open("wb") as file:
+        reach_write("uploads.write", file.fileno(), b"12345678", 0)
+    assert (tmp_path / "file").read_bytes() == b""
+
+
 def test_an_error_at_a_write_leaves_half_of_the_bytes(tmp_path: Path) -> None:
     arm("uploads.write=error(ENOSPC)")
     with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match="No space left"):
@@ -90,6 +99,9 @@ def test_torn_leaves_half_of_the_bytes_and_no_process(tmp_path: Path) -> None:
         ("runs.plan.begin=error(EPERM)", "an error is one of"),
         ("runs.plan.begin=torn", "no bytes are written there"),
         ("runs.plan.begin", "is not"),
+        ("runs.plan.begin=sleep(1.2.3)", "is not"),
+        ("runs.plan.begin=sleep(.)", "is not"),
+        ("runs.plan.begin=sleep()", "is not"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_changes_nothing(settings: str, said: str) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.trainer.journals import read_journal
 from trainer.announcer import Announcer, MinerLink
 from trainer.errors import MinerUnreachableError, WeightsRefusedError
-from trainer.journal import Journal, read_journal
+from trainer.journal import Journal
 
 
 class Miner:
@@ -101,6 +103,34 @@ def test_old_weights_files_are_removed(tmp_path: Path) -> None:
             announcer.write(step, weights(step))
     names = sorted(path.name for path in tmp_path.glob("weights-*"))
     assert names == ["weights-00000004.safetensors", "weights-00000100.safetensors"]
+
+
+def test_weights_of_a_step_before_the_others_stay_when_a_run_has_resumed(tmp_path: Path) -> None:
+    for step in (5000, 6000):
+        (tmp_path / f"weights-{step:08d}.safetensors").touch()
+    with announcing(Miner(), tmp_path, keep=2) as announcer:
+        for step in (4500, 4600):
+            file = announcer.write(step, weights(step))
+            assert hashlib.sha256(file.path.read_bytes()).hexdigest() == file.sha256
+            names = sorted(path.name for path in tmp_path.glob("weights-*"))
+            assert names == [file.path.name, "weights-00006000.safetensors"]
+
+
+def test_a_journal_that_cannot_be_written_does_not_end_the_announcements(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    miner = Miner()
+    miner.may_answer.set()
+    with contextlib.suppress(OSError), Journal(Path("/dev/full")) as journal:
+        link = MinerLink(miner.announce, miner.commit)
+        announcer = Announcer(link, folder=tmp_path, keep=9, journal=journal)
+        for step in (1, 2):
+            miner.asked.clear()
+            announcer.offer(step, weights(step))
+            assert miner.asked.wait(10), f"step {step} is not announced"
+        assert announcer.close(10)
+    assert announcer.outcomes == {"accepted": 2}
+    assert caplog.text.count("No space left") == 2
 
 
 def test_closing_leaves_a_miner_that_does_not_answer(tmp_path: Path) -> None:

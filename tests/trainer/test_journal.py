@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from trainer.journal import Journal, journal_path, read_journal, read_steps
+from tests.trainer.journals import read_journal, read_steps
+from trainer.journal import Journal, journal_path
 
 
 def test_a_line_torn_by_a_kill_costs_that_line_only(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import yaml
 
 from tests.trainer import fake_run
 from tests.trainer.fake_run import ALONE, FakeMiner, batch_of, config_of, tree
+from tests.trainer.journals import read_journal, read_steps
 from trainer.checkpoint import load_newest
 from trainer.errors import CheckpointError, ConfigError, FeedError, TrainingError
-from trainer.journal import journal_path, read_journal, read_steps
+from trainer.journal import journal_path
 from trainer.loop import _require_one_step, train
 
 

@@ -1,5 +1,6 @@
 """What a scrape tells of training is what the journal says."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +11,10 @@ import pytest
 from tests.miner.serving.metrics.scraping import Scrape, scrape
 from tests.trainer.fake_run import ALONE, FakeMiner, batch_of, config_of
 from tests.trainer.feed.served_miner import free_port
+from tests.trainer.journals import read_steps
 from trainer.config import MetricsConfig
 from trainer.errors import ConfigError
-from trainer.journal import journal_path, read_steps
+from trainer.journal import journal_path
 from trainer.loop import train
 from trainer.meters import TrainingMeters, open_meters
 
@@ -96,6 +98,11 @@ def test_each_rank_has_a_port_and_a_registry_of_its_own() -> None:
         "0",
         "1",
     ]
+
+
+def test_an_address_with_colons_is_told_in_brackets(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), open_meters(MetricsConfig(host="::1", port=0), "r", 0):
+        assert re.search(r"http://\[::1\]:\d+/metrics", caplog.text)
 
 
 class _Result:

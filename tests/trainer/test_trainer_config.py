@@ -88,8 +88,14 @@ def test_what_a_resume_may_change_is_not_what_decides_the_training(path: Path) -
 
 
 def test_waiting_for_rounds_that_would_never_be_announced_is_refused(path: Path) -> None:
-    waits = ["miner.stale=wait", "miner.max_staleness_steps=50", "announce.every_steps=100"]
-    with pytest.raises(ConfigError, match="the run would stop before it announces"):
-        load_config(TrainerConfig, path, waits)
-    load_config(TrainerConfig, path, [*waits, "miner.max_staleness_steps=100"])
-    load_config(TrainerConfig, path, [*waits, "announce.every_steps=0"])
+    often = ["announce.every_steps=50", "announce.after_step=50"]
+    waits = [*often, "miner.stale=wait", "miner.max_staleness_steps=50"]
+    load_config(TrainerConfig, path, waits)
+    for key in ("every_steps", "after_step"):
+        with pytest.raises(ConfigError, match=rf"announce\.{key}=51 is above that; 50 is the most"):
+            load_config(TrainerConfig, path, [*waits, f"announce.{key}=51"])
+    never = [*waits, "announce.every_steps=0"]
+    with pytest.raises(ConfigError, match=r"wait for ever, as announce\.every_steps=0"):
+        load_config(TrainerConfig, path, never)
+    load_config(TrainerConfig, path, [*never, "miner.max_staleness_steps=0"])
+    load_config(TrainerConfig, path, [*never, "miner.stale=serve"])

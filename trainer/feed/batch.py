@@ -118,7 +118,8 @@ def decode_batch(wire: mining_pb2.Batch) -> TripletBatch:
     """Read one batch off the wire; its arrays are writable copies of their own.
 
     Raises:
-        ProtocolError: If a column's length, an offset or a position does not fit the others.
+        ProtocolError: If a column's length, an offset or a position does not fit the others, or the
+            samples cannot be read.
     """
     values: dict[str, Any] = {name: _column(wire, name) for name in DTYPES}
     _check(wire.step, values)
@@ -161,8 +162,16 @@ def _check(step: int, columns: dict[str, npt.NDArray[Any]]) -> None:
 
 def _align(wire: mining_pb2.Batch, row_ids_R: npt.NDArray[Any]) -> pa.RecordBatch:
     """The samples in the order of ``row_ids_R``, from the distinct rows that were sent."""
-    sent = pa.ipc.open_stream(wire.payload).read_all().combine_chunks().to_batches()[0]
-    sent_ids = sent.column("row_id").to_numpy()
+    try:
+        table = pa.ipc.open_stream(wire.payload).read_all()
+        table.validate(full=True)  # or a wrong offset would be followed
+        (sent,) = table.combine_chunks().to_batches()
+        sent_ids = sent.column("row_id").to_numpy().astype(np.int64, casting="safe")
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as exc:
+        raise ProtocolError(
+            f"step {wire.step}: its samples cannot be read ({exc}): miner and trainer are of "
+            "different versions"
+        ) from exc
     places_R = np.searchsorted(sent_ids, row_ids_R).clip(max=len(sent_ids) - 1)
     if not np.array_equal(sent_ids[places_R], row_ids_R):
         missing = row_ids_R[sent_ids[places_R] != row_ids_R]

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import grpc
 import numpy as np
@@ -24,11 +25,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
-from trainer.errors import FeedError, MinerUnreachableError, RunRefusedError, WeightsRefusedError
+from trainer.errors import FeedError, RunRefusedError, WeightsRefusedError
 from trainer.feed.access import Access, TlsFiles
 from trainer.feed.negatives import FreshNegatives, decode_negatives
 from trainer.feed.patience import Patience
-from trainer.feed.status_codes import error_of, retry_after_s
+from trainer.feed.status_codes import error_of, may_pass, retry_after_s
 
 __all__ = ["MinerClient", "RunParameters", "StreamCall"]
 
@@ -96,9 +97,10 @@ class RunParameters:
 class MinerClient:
     """A connection to one miner.
 
-    Every method repeats an attempt that found no miner, with jittered pauses, until ``patience_s``
-    have passed; then it raises :class:`MinerUnreachableError`. A refusal is raised at once, as the
-    class that :mod:`trainer.errors` lists for it.
+    Every method repeats an attempt that found no miner, or one that is too busy, with jittered
+    pauses, until ``patience_s`` have passed; then it raises :class:`MinerUnreachableError` or
+    :class:`LimitError`. A refusal is raised at once, as the class that :mod:`trainer.errors` lists
+    for it.
 
     Args:
         address: ``host:port`` of ``coalface-miner serve``.
@@ -136,11 +138,12 @@ class MinerClient:
         opened: mining_pb2.OpenRunResponse = self._ask("OpenRun", parameters.request())
         return opened
 
-    def stream(self, request: mining_pb2.StreamTripletsRequest, *, deadline_s: float) -> StreamCall:
-        """Start one stream; a single attempt, which raises ``grpc.RpcError`` while it is read."""
-        call: StreamCall = self._stub.StreamTriplets(
-            request, timeout=deadline_s, metadata=self._access.metadata()
-        )
+    def stream(self, request: mining_pb2.StreamTripletsRequest) -> StreamCall:
+        """Start one stream; a single attempt, which raises ``grpc.RpcError`` while it is read.
+
+        It has no deadline: who reads it cancels it when it has been silent for too long.
+        """
+        call: StreamCall = self._stub.StreamTriplets(request, metadata=self._access.metadata())
         return call
 
     def commit(self, run_id: str, step: int) -> int:
@@ -190,17 +193,29 @@ class MinerClient:
 
         Raises:
             WeightsRefusedError: With the miner's reason; its last good round stays in service.
-            ProtocolError: The file is larger than the miner takes.
+            LimitError: The file is larger than the miner takes.
             OSError: The file cannot be read.
         """
         total_bytes = path.stat().st_size
         header = mining_pb2.UploadHeader(step=step, sha256=sha256, total_bytes=total_bytes)
-        response = self._ask(
-            "UploadWeights",
-            lambda: _upload_parts(header, path),
-            refused=WeightsRefusedError,
-            deadline_s=self._patience_s,
-        )
+        failures: list[OSError] = []
+        with ExitStack() as attempt:
+
+            def begin() -> Iterator[mining_pb2.UploadWeightsRequest]:
+                attempt.close()
+                return _upload_parts(header, attempt.enter_context(path.open("rb")), failures)
+
+            try:
+                response = self._ask(
+                    "UploadWeights",
+                    begin,
+                    refused=WeightsRefusedError,
+                    deadline_s=self._patience_s,
+                )
+            except FeedError as exc:
+                if failures:
+                    raise failures[-1] from exc
+                raise
         return bool(response.superseded)
 
     def query_rows(
@@ -216,6 +231,7 @@ class MinerClient:
         Raises:
             RunRefusedError: No round has been mined yet.
             BadRequestError: If a value is out of range; the text names the field.
+            LimitError: So many are being searched all the time, or the request is too large.
         """
         rows = mining_pb2.RowQueries(row_ids=row_ids_Q.astype("<i8").tobytes())
         request = mining_pb2.QueryNegativesRequest(
@@ -368,20 +384,29 @@ class MinerClient:
                 left_s = min(longest_s, patience.left_s)
                 return read(call(sent, timeout=left_s, metadata=self._access.metadata()))
             except grpc.RpcError as exc:
-                error = error_of(exc, refused)
-                if not isinstance(error, MinerUnreachableError):
+                error, hint_s = error_of(exc, refused), retry_after_s(exc)
+                if not may_pass(error, hint_s):
                     raise error from exc
-                patience.pause(error, retry_after_s(exc))
+                patience.pause(error, hint_s)
                 self.reconnect()
 
 
 def _upload_parts(
-    header: mining_pb2.UploadHeader, path: Path
+    header: mining_pb2.UploadHeader, file: BinaryIO, failures: list[OSError]
 ) -> Iterator[mining_pb2.UploadWeightsRequest]:
+    """The messages, made on a thread of gRPC's; a file that cannot be read on ends them early.
+
+    Raised there, the error would look like a broken connection, which is worth another attempt. The
+    miner refuses what is not whole.
+    """
     yield mining_pb2.UploadWeightsRequest(header=header)
-    with path.open("rb") as file:
+    try:
         while content := file.read(UPLOAD_PART):
             yield mining_pb2.UploadWeightsRequest(content=content)
+    except OSError as exc:
+        failures.append(exc)
+    except ValueError:  # the file is closed: nobody waits for this attempt any more
+        return
 
 
 _make_stub: Callable[[grpc.Channel], Any] = mining_pb2_grpc.MiningServiceStub

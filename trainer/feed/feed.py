@@ -57,7 +57,8 @@ class TripletFeed:
         prefetch_steps: Batches that are read ahead, at most. Each is planned, so a new round takes
             effect only after those and the rest of the miner's stride.
         patience_s: Seconds without a sign of life after which the miner counts as gone.
-        idle_s: Seconds after which a request that brought nothing is made again elsewhere.
+        idle_s: Seconds without a heartbeat, a batch or a part of one after which a stream is given
+            up and asked for again over a new connection.
         exhausted: When the newest round is used up: "repeat" it reshuffled, or "wait".
         stale: When staleness would pass ``max_staleness_steps``: "serve" it marked, or "wait".
         max_staleness_steps: That bound in optimizer steps; 0 for none.

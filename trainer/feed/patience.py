@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 
-from trainer.errors import FeedError, MinerUnreachableError
+from trainer.errors import FeedError, LimitError, MinerUnreachableError
 
 __all__ = ["Patience"]
 
@@ -51,9 +51,12 @@ class Patience:
         Raises:
             MinerUnreachableError: If the last sign of life is ``patience_s`` ago; carries the text
                 of ``error``, the newest failure.
+            LimitError: Likewise, where that is what the miner has answered.
         """
         silent_s = time.monotonic() - self._last_sign_s
         if silent_s >= self._patience_s:
+            if isinstance(error, LimitError):
+                raise error
             raise MinerUnreachableError(
                 f"no answer from the miner at {self._address} for {silent_s:.1f} s "
                 f"(patience_s={self._patience_s:g}); the last attempt said: {error}. "

@@ -22,7 +22,8 @@ from trainer.feed.batch import TripletBatch, decode_batch
 from trainer.feed.client import MinerClient, StreamCall
 from trainer.feed.parts import PartedBatch
 from trainer.feed.patience import Patience
-from trainer.feed.status_codes import error_of, retry_after_s
+from trainer.feed.silence import SilenceWatch
+from trainer.feed.status_codes import error_of, may_pass, retry_after_s
 
 __all__ = ["Prefetcher", "Subscription"]
 
@@ -42,7 +43,8 @@ class Subscription:
         stop_step: The step after the last one; None for no end.
         with_payload: Whether the samples come along.
         prefetch_steps: Batches that are buffered or on their way, at most.
-        idle_s: A request that brings neither batch nor heartbeat for so long is given up.
+        idle_s: A stream that brings neither heartbeat, batch nor part of one for so long is given
+            up.
         patience_s: Without any sign of life for so long, the miner counts as gone.
         tls: Certificates, as for :class:`MinerClient`.
         token_file: File of the token, likewise.
@@ -85,6 +87,7 @@ class Prefetcher:
         self.num_reconnects = 0
         self._call: StreamCall | None = None
         self._parts = PartedBatch()
+        self._silence = SilenceWatch()
         self._thread = threading.Thread(target=self._run, name="coalface-feed", daemon=True)
         self._thread.start()
 
@@ -122,9 +125,10 @@ class Prefetcher:
     def _run(self) -> None:
         try:
             wanted = self._wanted
-            with MinerClient(
-                wanted.address, tls=wanted.tls, token_file=wanted.token_file
-            ) as client:
+            with (
+                MinerClient(wanted.address, tls=wanted.tls, token_file=wanted.token_file) as client,
+                self._silence,
+            ):
                 self._read_all(client)
         except BaseException as exc:  # handed to the consumer, whatever it is
             self._failure = exc
@@ -162,9 +166,12 @@ class Prefetcher:
         error: FeedError = MinerUnreachableError("the miner ended the stream: it is draining")
         hint_s = 0.0
         try:
-            for response in self._start(client, num_steps, patience.left_s):
+            call = self._start(client, num_steps)
+            self._silence.watch(call, min(self._wanted.idle_s, patience.left_s))
+            for response in call:
                 alive = True
                 patience.renew()
+                self._silence.watch(call, min(self._wanted.idle_s, patience.left_s))
                 self._accept(response)
             if alive:
                 return
@@ -172,11 +179,12 @@ class Prefetcher:
             if self._closed.is_set():
                 return
             error, hint_s = error_of(exc), retry_after_s(exc)
-            if not isinstance(error, MinerUnreachableError):
+            if not may_pass(error, hint_s):
                 raise error from exc
-            if alive and exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                return  # it lives and has nothing yet: ask again over the same connection
+            if not self._silence.rest():
+                error = MinerUnreachableError(f"nothing came within idle_s={self._wanted.idle_s:g}")
         finally:
+            self._silence.rest()
             self._call = None
         run_id, step = self._wanted.run_id, self._next_step
         extra = {"run": run_id, "step": step}
@@ -185,8 +193,8 @@ class Prefetcher:
         client.reconnect()
         self.num_reconnects += 1
 
-    def _start(self, client: MinerClient, num_steps: int, left_s: float) -> StreamCall:
-        """Ask for the next window. Its deadline is what notices a miner that hangs."""
+    def _start(self, client: MinerClient, num_steps: int) -> StreamCall:
+        """Ask for the next window."""
         request = mining_pb2.StreamTripletsRequest(
             run_id=self._wanted.run_id,
             first_step=self._next_step,
@@ -196,7 +204,7 @@ class Prefetcher:
             with_payload=self._wanted.with_payload,
         )
         with self._changed:  # so that close() finds the call, or this finds it closed
-            call = client.stream(request, deadline_s=min(self._wanted.idle_s, left_s))
+            call = client.stream(request)
             self._call = call
             if self._closed.is_set():
                 call.cancel()

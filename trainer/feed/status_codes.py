@@ -1,7 +1,8 @@
 """The table that turns a gRPC status into a trainer error; the counterpart of the miner's table.
 
 It knows no request and no run. Codes that mean "the transport or the process, not the request" all
-become :class:`MinerUnreachableError`, and only those are worth another try.
+become :class:`MinerUnreachableError`; only those are worth another try, and limits where the miner
+says when.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from trainer.errors import (
     AccessDeniedError,
     BadRequestError,
     FeedError,
+    LimitError,
     MinerFaultError,
     MinerUnreachableError,
     ProtocolError,
@@ -20,7 +22,7 @@ from trainer.errors import (
     StepRangeError,
 )
 
-__all__ = ["ERRORS", "error_of", "retry_after_s"]
+__all__ = ["ERRORS", "error_of", "may_pass", "retry_after_s"]
 
 ERRORS: dict[grpc.StatusCode, type[FeedError]] = {
     grpc.StatusCode.UNAVAILABLE: MinerUnreachableError,
@@ -38,7 +40,7 @@ ERRORS: dict[grpc.StatusCode, type[FeedError]] = {
     grpc.StatusCode.NOT_FOUND: RoundLostError,
     grpc.StatusCode.DATA_LOSS: RoundLostError,
     grpc.StatusCode.INTERNAL: MinerFaultError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ProtocolError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitError,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
 }
 
@@ -48,6 +50,13 @@ def error_of(failed: grpc.RpcError, refused: type[FeedError] = RunRefusedError) 
     code = failed.code()
     kind = refused if code is grpc.StatusCode.FAILED_PRECONDITION else ERRORS[code]
     return kind(f"{failed.details() or 'no details'} [{code.name}]")
+
+
+def may_pass(error: FeedError, hint_s: float) -> bool:
+    """Whether another attempt may succeed, given what :func:`retry_after_s` says."""
+    return isinstance(error, MinerUnreachableError) or (
+        isinstance(error, LimitError) and hint_s > 0
+    )
 
 
 def retry_after_s(failed: grpc.RpcError) -> float:

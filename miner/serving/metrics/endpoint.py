@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from miner.errors import ConfigError
 from miner.serving.metrics.config import MetricsConfig
+from miner.serving.ports import join_address
 
 __all__ = ["MetricsEndpoint"]
 
@@ -38,7 +39,7 @@ class MetricsEndpoint:
                 "choose another port, or leave metrics.port out"
             ) from exc
         self.port: int = self._server.server_port
-        self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        self.address = join_address(host, self.port)
 
     def close(self) -> None:
         """Stop listening; safe to repeat."""

@@ -126,7 +126,7 @@ class MiningServiceServicer(object):
         """Streams the batches of steps [first_step, first_step + num_steps) to one rank, in order.
         What is planned follows from what is asked for, so ask for few steps ahead of training.
         Ends with OK and fewer steps when the server drains: ask again from the next step.
-        RESOURCE_EXHAUSTED: this client has as many streams open as it may.
+        RESOURCE_EXHAUSTED, with a retry hint: this client has as many streams open as it may.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +142,8 @@ class MiningServiceServicer(object):
     def QueryNegatives(self, request, context):
         """Fresh negatives for the batch at hand: of each query the nearest rows of other identities, by an
         exact search of the live snapshot, that of the newest mined round.
-        FAILED_PRECONDITION: no round has been mined yet. RESOURCE_EXHAUSTED: too many queries at once.
+        FAILED_PRECONDITION: no round has been mined yet. RESOURCE_EXHAUSTED, with a retry hint: too many
+        queries at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,3 +70,12 @@ def test_a_copy_that_a_kill_cut_short_goes_with_the_older_ones(tmp_path: Path) -
     assert [path.name for path in mined.parent.iterdir() if path.suffix == ".tmp"] == [
         under_way.name
     ]
+
+
+def test_what_cannot_be_kept_or_read_is_a_matter_of_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("no folder")
+    with pytest.raises(DiskError, match="cannot be kept"):
+        keep_copy(tmp_path, b"weights", "ab" * 32)
+    (tmp_path / "weights.json").mkdir()
+    with pytest.raises(DiskError, match=r"weights\.json cannot be read"):
+        read_accepted(tmp_path)

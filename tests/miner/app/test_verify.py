@@ -18,6 +18,7 @@ from miner.rounds import RoundLog
 from miner.rounds.checked import decode_number, decode_object, encode_number, encode_object
 from miner.serving.plan import RUN_KEYS
 from miner.serving.runs import RunStore
+from miner.workers.snapshot import SnapshotKey, SnapshotStore
 from tests.miner.app.state_folder import make_state
 from tests.trainer.feed.served_miner import ServerThread, make_folder
 from trainer.feed import TripletFeed
@@ -181,6 +182,33 @@ def test_a_folder_that_a_service_works_on_can_be_checked(tmp_path: Path) -> None
             if batch.step % 50 == 0:
                 assert problems(folder / "log", folder / "store") == []
     miner.stop()
+
+
+def test_copies_that_a_service_removes_meanwhile_are_passed_over_and_unreadable_ones_told(
+    copy: tuple[Path, Path],
+) -> None:
+    weights = copy[0] / "weights"
+    (weights / "removed.safetensors").symlink_to("nowhere")  # listed, and not there when opened
+    assert problems(*copy) == []
+    unreadable = weights / "unreadable.safetensors"
+    unreadable.mkdir()
+    assert problems(*copy) == [f"{unreadable} cannot be read: Is a directory"]
+    (copy[0] / "weights.json").unlink()
+    (copy[0] / "weights.json").mkdir()
+    assert any("weights.json cannot be read" in problem for problem in problems(*copy))
+
+
+def test_a_snapshot_that_a_service_removes_meanwhile_is_passed_over(
+    copy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing_chunks = SnapshotStore.missing_chunks
+
+    def removed_meanwhile(self: SnapshotStore, key: SnapshotKey) -> list[int]:
+        self.prune(0)
+        return missing_chunks(self, key)
+
+    monkeypatch.setattr(SnapshotStore, "missing_chunks", removed_meanwhile)
+    assert problems(*copy) == []
 
 
 def test_a_folder_without_a_log_is_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line as a user calls it: real processes, one-line errors, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,15 @@ def test_glyphs_then_ingest_make_a_store(tmp_path: Path) -> None:
     again = miner("ingest", "--set", uri, "--set", state)
     assert "was there already" in again.stdout.replace("\n", " ")
     assert json.loads((tmp_path / "s" / "store" / "STORE.json").read_text())["num_rows"] > 1000
+
+
+def test_malformed_failpoints_end_in_one_line_and_the_code_of_a_wrong_configuration() -> None:
+    environment = {**os.environ, "COALFACE_FAILPOINTS": "runs.plan.begin=sleep(1.2.3)"}
+    command = [sys.executable, "-m", "miner", "--version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ConfigError: COALFACE_FAILPOINTS: 'runs.plan.begin=sleep(1.2.3)")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

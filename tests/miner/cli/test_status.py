@@ -228,3 +228,14 @@ def test_behind_tls_and_tokens_it_takes_a_ca_and_a_token(
         assert (faraway.returncode, "unencrypted" in faraway.stderr) == (2, True)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--tls-certificate", "--tls-key"), ("--tls-certificate", "--tls-ca"), ("--tls-key",)],
+)
+def test_a_certificate_that_would_not_be_shown_is_a_clear_error(options: tuple[str, ...]) -> None:
+    given = [part for option in options for part in (option, "/nowhere.pem")]
+    done = miner("status", "--address", "127.0.0.1:1", *given)
+    assert done.returncode == 2
+    assert "--tls-certificate, --tls-key and --tls-ca go together" in done.stderr

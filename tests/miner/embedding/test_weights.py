@@ -84,14 +84,65 @@ def test_a_link_that_is_put_there_after_the_check_is_not_followed(
     path, open_file = tmp_path / "weights" / "w", os.open
     path.write_bytes(b"x")
 
-    def swapped(*arguments):
+    def swapped(*arguments, **options):
         path.unlink()
         path.symlink_to(tmp_path / "secret")
-        return open_file(*arguments)
+        return open_file(*arguments, **options)
 
     monkeypatch.setattr(os, "open", swapped)
     with pytest.raises(WeightsRefusedError, match="cannot be read"):
         fetch_weights(str(path), sha256_of(b"secret"), tiny_config)
+
+
+def test_a_folder_that_a_link_replaces_after_the_check_is_not_gone_through(
+    tiny_config, tmp_path, monkeypatch
+):
+    elsewhere = tmp_path / "elsewhere" / "b"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "w").write_bytes(b"secret")
+    folder = tmp_path / "weights" / "a"
+    (folder / "b").mkdir(parents=True)
+    (folder / "b" / "w").write_bytes(b"x")
+    realpath = os.path.realpath
+
+    def then_replaced(path):
+        resolved = realpath(path)
+        if path == str(folder / "b" / "w"):
+            folder.rename(tmp_path / "moved")
+            folder.symlink_to(elsewhere.parent)
+        return resolved
+
+    monkeypatch.setattr(os.path, "realpath", then_replaced)
+    with pytest.raises(WeightsRefusedError, match="cannot be read: Not a directory"):
+        fetch_weights(str(folder / "b" / "w"), sha256_of(b"secret"), tiny_config)
+
+
+def test_a_file_above_the_limit_is_refused_before_it_is_read(tiny_config, tmp_path, monkeypatch):
+    path = tmp_path / "weights" / "w"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a terabyte of nothing, on no disk
+    with pytest.raises(WeightsRefusedError, match=r"1099511627776 bytes.*max_weights_bytes"):
+        fetch_weights(str(path), "0" * 64, tiny_config)
+    monkeypatch.setattr("pyarrow.fs.FileSystem", FakeBucket(tmp_path))
+    config = tiny_config.model_copy(update={"weights_prefixes": ("s3://weights",)})
+    with pytest.raises(WeightsRefusedError, match=r"1099511627776 bytes.*max_weights_bytes"):
+        fetch_weights("s3://weights/w", "0" * 64, config)
+
+
+def test_refusals_show_no_secret_of_a_prefix(tiny_config):
+    prefixes = ("s3://key:secret@bucket/runs?endpoint_override=secret", "gs://other/runs#secret")
+    config = tiny_config.model_copy(update={"weights_prefixes": prefixes})
+    for uri in ("/etc/passwd", "s3://key:secret@elsewhere/w", "s3://bucket/w?token=secret"):
+        with pytest.raises(WeightsRefusedError) as caught:
+            fetch_weights(uri, "0" * 64, config)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(WeightsRefusedError, match=r"\(s3://bucket/runs, gs://other/runs\)"):
+        fetch_weights("/etc/passwd", "0" * 64, config)
+    options = ("s3://bucket/runs?no_such_option=secret",)
+    config = tiny_config.model_copy(update={"weights_prefixes": options})
+    with pytest.raises(WeightsRefusedError, match="file system cannot be opened") as caught:
+        fetch_weights("s3://bucket/runs/w", "0" * 64, config)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("steps", ["..", "../..", "a/../..", "./../weights/.."])

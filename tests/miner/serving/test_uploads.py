@@ -17,7 +17,7 @@ import pytest
 from miner.serving import uploads
 from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
 from tests.trainer.feed.served_miner import ServerThread, channel_to, make_folder
-from trainer.errors import ProtocolError
+from trainer.errors import LimitError
 from trainer.feed import MinerClient
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
@@ -96,7 +96,7 @@ def test_an_upload_above_the_limit_is_refused_before_its_content(
     file.write_bytes(bytes(4_000_001))
     with (
         MinerClient(miner.address, patience_s=10) as client,
-        pytest.raises(ProtocolError, match=r"max_upload_bytes"),
+        pytest.raises(LimitError, match=r"max_upload_bytes"),
     ):
         client.upload(step=1, path=file, sha256="0" * 64)
     assert leftovers(miner) == []

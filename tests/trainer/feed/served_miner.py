@@ -8,6 +8,7 @@ As a program it serves a folder until it is killed; SIGTERM drains it:
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -223,12 +224,16 @@ class ServerProcess:
 
 
 class FlakyProxy:
-    """Passes connections on to a miner, but the chosen ones (counted from 0) hang for ever."""
+    """Passes connections on to a miner, but the chosen ones (counted from 0) hang for ever.
 
-    def __init__(self, target: str, hanging: set[int]) -> None:
+    What the miner sends passes at ``bytes_per_s``, if that is given.
+    """
+
+    def __init__(self, target: str, hanging: set[int], bytes_per_s: float = math.inf) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._hanging = hanging
+        self._bytes_per_s = bytes_per_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
         self.num_connections = 0
@@ -252,13 +257,14 @@ class FlakyProxy:
             if number not in self._hanging:
                 outer = socket.create_connection(self._target)
                 self._sockets.append(outer)
-                for ends in ((inner, outer), (outer, inner)):
-                    threading.Thread(target=_pump, args=ends, daemon=True).start()
+                for way in ((inner, outer, math.inf), (outer, inner, self._bytes_per_s)):
+                    threading.Thread(target=_pump, args=way, daemon=True).start()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, bytes_per_s: float) -> None:
     with contextlib.suppress(OSError):
-        while content := source.recv(65_536):
+        while content := source.recv(16_384):
+            time.sleep(len(content) / bytes_per_s)
             sink.sendall(content)
         sink.shutdown(socket.SHUT_WR)
 

@@ -145,3 +145,44 @@ def test_a_sample_that_was_not_sent_is_named() -> None:
     wire.payload = payload_of(row_ids[1:])
     with pytest.raises(ProtocolError, match=rf"rows \[{row_ids[0]}"):
         decode_batch(wire)
+
+
+def stream_of(**columns: Any) -> bytes:
+    batch = pa.record_batch(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"no stream",
+        stream_of(other=[1]),
+        stream_of(row_id=["a"]),
+        stream_of(row_id=pa.array([], "i8")),
+    ],
+)
+def test_a_payload_that_is_none_is_refused(payload: bytes) -> None:
+    wire = wire_batch()
+    wire.payload = payload
+    with pytest.raises(ProtocolError, match="step 4: its samples cannot be read"):
+        decode_batch(wire)
+
+
+@given(st.data())
+def test_a_damaged_payload_is_refused_or_gives_every_sample(data: st.DataObject) -> None:
+    wire = wire_batch()
+    payload = bytearray(wire.payload)
+    if data.draw(st.booleans()):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    else:
+        del payload[data.draw(st.integers(1, len(payload) - 1)) :]
+    wire.payload = bytes(payload)
+    try:
+        batch = decode_batch(wire)
+    except ProtocolError:
+        return
+    assert batch.samples is not None
+    assert batch.samples.num_rows == batch.num_rows

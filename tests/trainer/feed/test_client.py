@@ -1,15 +1,20 @@
 """Every request of the service through the client, against a real server."""
 
+import errno
 import hashlib
+import io
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.trainer.feed.served_miner import FlakyProxy, ServerThread, free_port
 from trainer.errors import (
     BadRequestError,
+    LimitError,
     MinerFaultError,
     MinerUnreachableError,
     RoundLostError,
@@ -107,3 +112,79 @@ def test_a_connection_that_hangs_is_left_for_a_new_one(miner: ServerThread) -> N
         assert client.status().num_rows > 0
     assert proxy.num_connections == 2
     proxy.close()
+
+
+def test_a_file_that_cannot_be_opened_is_told_at_once_and_not_taken_for_a_lost_miner(
+    miner: ServerThread, tmp_path: Path
+) -> None:
+    begin_s = time.monotonic()
+    with MinerClient(miner.address, patience_s=30) as client, pytest.raises(IsADirectoryError):
+        client.upload(step=1, path=tmp_path, sha256=SHA256)
+    assert time.monotonic() - begin_s < 5.0
+
+
+class BadSector(io.BytesIO):
+    """Gives one part of a file, and then no more."""
+
+    def read(self, _size: int | None = -1) -> bytes:
+        if self.tell():
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(3)
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_told_and_not_sent_again(
+    miner: ServerThread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    opened: list[BadSector] = []
+    open_file = Path.open
+
+    def open_bad(self: Path, mode: str) -> Any:
+        if mode != "rb":  # the miner's own, in the same process
+            return open_file(self, mode)
+        opened.append(BadSector(b"weights"))
+        return opened[-1]
+
+    monkeypatch.setattr(Path, "open", open_bad)
+    with MinerClient(miner.address, patience_s=30) as client, pytest.raises(OSError, match="Input"):
+        client.upload(step=1, path=path, sha256=SHA256)
+    assert len(opened) == 1
+    assert not miner.backend.announced
+
+
+def test_a_file_that_is_open_while_no_miner_answers_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    with (
+        MinerClient(f"127.0.0.1:{free_port()}", patience_s=0.5) as client,
+        pytest.raises(MinerUnreachableError),
+    ):
+        client.upload(step=1, path=path, sha256=SHA256)
+
+
+def test_a_busy_miner_is_asked_again_and_what_it_never_allows_is_not(folder: Path) -> None:
+    miner = ServerThread(folder, max_request_bytes=65_536, max_upload_bytes=3)
+    service = miner.server._service
+    service._num_queries = 99
+    timer = threading.Timer(1.5, setattr, (service, "_num_queries", 0))
+    timer.start()
+    begin_s = time.monotonic()
+    with MinerClient(miner.address, patience_s=30) as client:
+        with pytest.raises(RunRefusedError, match="no round has been mined"):
+            client.query_rows(np.arange(3), 2)
+        assert time.monotonic() - begin_s >= 1.5
+        with pytest.raises(LimitError, match="larger than max"):
+            client.query_rows(np.arange(10_000), 2)
+        path = folder / "weights"
+        path.write_bytes(b"weights")
+        with pytest.raises(LimitError, match="max_upload_bytes"):
+            client.upload(step=1, path=path, sha256=SHA256)
+    service._num_queries = 99
+    with (
+        MinerClient(miner.address, patience_s=1.5) as client,
+        pytest.raises(LimitError, match="ask again later"),
+    ):
+        client.query_rows(np.arange(3), 2)
+    assert time.monotonic() - begin_s < 15.0
+    miner.stop()
