@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Two processes at a time, each with whole files of tests: most wait for real services.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help setup demo test test-all test-chaos check format proto clean
@@ -24,10 +26,11 @@ demo: $(STAMP) ## the whole loop on one machine, in minutes: table and contact s
 	$(BIN)/python -m miner demo --out build/demo
 
 test: $(STAMP) ## the test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(STAMP) ## also tests marked long or chaos
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m "not chaos"
+	$(BIN)/python -m pytest -m chaos tests/chaos
 
 test-chaos: $(STAMP) ## jobs train while everything breaks: some minutes (COALFACE_CHAOS_SEED, _STEPS, _FAULTS)
 	$(BIN)/python -m pytest -m chaos tests/chaos
@@ -37,7 +40,7 @@ check: $(STAMP) ## format, lint, types, imports, stubs, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -59,9 +59,8 @@ def run_service(config: MinerConfig) -> None:
     Raises:
         CoalfaceError: The service could not be brought up.
     """
-    check_binding(
-        config.serving, config.metrics
-    )  # here, as the server itself starts only after a first round
+    # Both here: the server itself starts only after a first round.
+    check_binding(config.serving, config.metrics)
     check_files(config.serving)
     config.state_dir.mkdir(parents=True, exist_ok=True)
     ingest(config.dataset, config.store_path)
