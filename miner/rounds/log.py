@@ -110,8 +110,10 @@ class RoundLog:
             return [(int(first), int(last)) for first, last in ranges]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError, OverflowError) as exc:
+        except (ValueError, TypeError, OverflowError) as exc:
             raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
+        except OSError as exc:
+            raise DiskError(f"{path} cannot be read for now: {exc}") from exc
 
     def manifest(self, round_id: int) -> RoundManifest:
         """What is written about a round.
@@ -185,8 +187,11 @@ class RoundLog:
                 yield str(exc)
 
     def _require(self, round_id: int) -> None:
-        if self.folder(round_id).is_dir():
-            return
+        try:
+            if self.folder(round_id).is_dir():
+                return
+        except OSError as exc:
+            raise DiskError(f"round {round_id} cannot be read for now: {exc}") from exc
         kept = id_ranges(self.sealed_ids())
         text = ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in kept)
         one = len(kept) == 1 and kept[0][0] == kept[0][1]

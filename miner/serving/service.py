@@ -101,7 +101,7 @@ class MiningService:
                 await self._idle.wait()
         except TimeoutError:
             logger.warning("%d streams did not end within %g s", len(self._streams), timeout_s)
-        self._searcher.shutdown(wait=False, cancel_futures=True)
+        self._searcher.shutdown(wait=False)  # the few that wait are answered
         self._reporter.shutdown(wait=False)
 
     # gRPC prescribes the names of the methods below.
