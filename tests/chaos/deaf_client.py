@@ -12,8 +12,6 @@ __all__ = ["DeafClient"]
 NUM_STEPS = 4000
 """With samples of 4 KiB some 400 MB."""
 
-LIMIT_S = 600.0
-
 
 class DeafClient:
     """One stream of steps with their samples, over a connection of its own."""
@@ -31,7 +29,7 @@ class DeafClient:
             request = mining_pb2.StreamTripletsRequest(
                 run_id="deaf", num_steps=NUM_STEPS, world_size=1, with_payload=True
             )
-            self._call: Any = self._client.stream(request, deadline_s=LIMIT_S)
+            self._call: Any = self._client.stream(request)
             next(iter(self._call), None)
         except BaseException:
             self._client.close()
