@@ -307,9 +307,13 @@ def _require_same_dataset(log: RoundLog, catalog: Catalog) -> None:
 def _stop_on_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set."""
     stop = threading.Event()
+
+    def set_elsewhere(*_: object) -> None:
+        # The main thread may hold the event's own lock at this moment, while it waits for it.
+        threading.Thread(target=stop.set, daemon=True).start()
+
     previous = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, set_elsewhere) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         yield stop

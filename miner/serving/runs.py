@@ -52,6 +52,7 @@ __all__ = ["MAX_STRIDES_AHEAD", "Run", "RunParameters", "RunStore"]
 logger = logging.getLogger(__name__)
 
 MAX_STRIDES_AHEAD = 64
+_CLOCKS_APART_S = time.time() - time.monotonic()
 _STRIDES_IN_MEMORY = 256  # of some kilobytes; all ranks that resume read the same ones
 
 
@@ -173,10 +174,15 @@ class Run:
             return {round_id for _, round_id, _ in self._index[max(first, 0) :]}
 
     def idle_s(self) -> float:
-        """Seconds since the run last planned or committed anything."""
+        """Seconds since the run last planned or committed anything.
+
+        A wall clock that was set forward while this process ran makes no run idle.
+        """
         names = ("RUN.json", "plan.jsonl", "COMMITTED")
         paths = [self._folder / name for name in names]
-        return time.time() - max(path.stat().st_mtime for path in paths if path.exists())
+        jumped_s = max(0.0, time.time() - time.monotonic() - _CLOCKS_APART_S)
+        newest_s = max(path.stat().st_mtime for path in paths if path.exists())
+        return time.time() - jumped_s - newest_s
 
     def _require_reachable(self, step: int) -> None:
         reach = self.planned_steps + MAX_STRIDES_AHEAD * self._stride_steps

@@ -370,3 +370,20 @@ def test_a_disk_that_refuses_to_read_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "runs").unlink()
     folder.rename(tmp_path / "runs")
     assert len(store.all()) == 1
+
+
+def test_a_clock_that_is_set_forward_makes_no_run_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, _ = make_log(tmp_path, num_rounds=1)
+    store = RunStore(tmp_path, 4)
+    run = store.open(RUN)[0]
+    plan_step(run, 0, log)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 10**6)
+    assert run.idle_s() < 60
+    assert store.needed_rounds(idle_run_s=3600) == {1}
+    for path in (tmp_path / "runs" / "r").iterdir():
+        os.utime(path, (real() - 7200, real() - 7200))
+    assert 7000 < run.idle_s() < 7400
+    assert store.needed_rounds(idle_run_s=3600) == set()
