@@ -142,6 +142,9 @@ def _read(path: Path, num_identities: int) -> _Page | None:
         run_ids: list[str] = json.loads(tensors["runs"].tobytes())
         if (losses_I.shape, steps_KI.shape) != ((num_identities,), (len(run_ids), num_identities)):
             raise ValueError(f"it is not of {num_identities} identities")
+        known_J = losses_I[~np.isnan(losses_I)]
+        if not (np.isfinite(known_J) & (known_J >= 0)).all():
+            raise ValueError("it holds losses that nobody can have reported")
     except FileNotFoundError:
         return None
     except (SafetensorError, KeyError, ValueError, TypeError) as exc:

@@ -73,13 +73,19 @@ class TripletStream:
             while not self._ended_early:
                 made = await making
                 step += made.steps.num_steps
-                self._at_a_time = self._enough_after(made)
-                if step < stop:
-                    making = self._begin(step, stop)  # while these are sent
+                num_bytes = sum(map(len, made.messages))
+                self._at_a_time = self._enough_after(made, num_bytes)
+                # Made while these are sent; but not beside a batch that is larger than the outbox.
+                is_ahead = step < stop and num_bytes <= AHEAD * self._max_message_bytes
+                if is_ahead:
+                    making = self._begin(step, stop)
                 for message in made.messages:
                     await self._outbox.put(message)
                 if step == stop:
                     break
+                if not is_ahead:
+                    del made
+                    making = self._begin(step, stop)
         finally:
             making.cancel()
             self._outbox.close()
@@ -108,9 +114,8 @@ class TripletStream:
         making.add_done_callback(_look_at)
         return making
 
-    def _enough_after(self, made: Made) -> int:
+    def _enough_after(self, made: Made, num_bytes: int) -> int:
         """Steps for as many messages as are made at a time, if they are like those."""
-        num_bytes = sum(map(len, made.messages))
         num_messages = min(AHEAD, 1 + len(made.messages))  # few at first: the client waits
         return num_messages * max(1, self._max_message_bytes * made.steps.num_steps // num_bytes)
 
