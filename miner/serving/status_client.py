@@ -166,6 +166,7 @@ class StatusClient:
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         self.address = address
         credentials = credentials or Credentials()
+        self._has_tls = credentials.ca_file is not None
         self._metadata = credentials.metadata(address)
         self._channel = credentials.channel(address)
         self._stub = _make_stub(self._channel)
@@ -212,7 +213,8 @@ class StatusClient:
             kind = KINDS.get(code, CoalfaceError)
             if kind is NotReadyError:
                 # What gRPC says of a connection is a chain of causes; the last one is the reason.
-                text = f"{text.rpartition(': ')[2]}; is `coalface-miner serve` running there?"
+                tls = "" if self._has_tls else " And does it want TLS?"
+                text = f"{text.rpartition(': ')[2]}; is `coalface-miner serve` running there?{tls}"
             raise kind(f"no answer from {self.address} ({code.name}): {text}") from exc
 
 

@@ -56,6 +56,7 @@ def check_history(
         *_check_order(history),
         *_check_resumption(history),
         *_check_agreement(history),
+        *_check_progress(history),
         *_check_shares(history),
         *_check_staleness(history),
         *_check_rounds(history, rounds),
@@ -127,6 +128,15 @@ def _check_agreement(history: History) -> Iterator[Violation]:
                     f"run {run} step {step}: {first['reader']} and {record['reader']} differ in "
                     + ", ".join(f"{name} ({first[name]}, {record[name]})" for name in wrong),
                 )
+
+
+def _check_progress(history: History) -> Iterator[Violation]:
+    """P4: a run never goes back to an older round."""
+    for run, steps in history.runs().items():
+        rounds = [history.by_step[run, step][0]["round"] for step in steps]
+        for step, (before, now) in zip(steps[1:], pairwise(rounds), strict=False):
+            if now < before:
+                yield Violation("P4", f"run {run} step {step}: round {now} came after {before}")
 
 
 def _check_shares(history: History) -> Iterator[Violation]:

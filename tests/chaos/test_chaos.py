@@ -25,9 +25,12 @@ LIMIT_S = 3000.0
 def test_every_promise_holds_through_a_storm_of_faults(tmp_path: Path) -> None:
     given = {name: os.environ.get(name, default) for name, default in SETTINGS.items()}
     seed, steps, faults = (int(value) for value in given.values())
+    results = os.environ.get("COALFACE_CHAOS_RESULTS")
+    if results:  # now, rather than after the storm
+        Path(results).mkdir(parents=True, exist_ok=True)
     storm = Storm(tmp_path, seed)
     outcome = storm.run(min_steps=steps, min_faults=faults, limit_s=LIMIT_S)
-    if results := os.environ.get("COALFACE_CHAOS_RESULTS"):
+    if results:
         command = " ".join(f"{name}={value}" for name, value in given.items())
         write_report(outcome, Path(results), f"{command} make test-chaos")
     assert outcome.violations == []

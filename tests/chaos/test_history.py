@@ -231,6 +231,7 @@ BROKEN: list[tuple[str, str, Break]] = [
     ("staleness", "over_stale is False for 3 steps and the bound 2", bound("serve", 2)),
     ("staleness", "over_stale is False for 3 steps and the bound 2", bound("wait", 2)),
     ("staleness", "solo step 3: 3 is above 2", waits_in_vain),
+    ("P4", "run r step 1: round 1 came after 2", changed("solo", 0, round=2)),
     ("P5", "solo step 0: round 9 was never sealed", changed("solo", 0, round=9)),
     (
         "P5",

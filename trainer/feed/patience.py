@@ -60,7 +60,8 @@ class Patience:
             raise MinerUnreachableError(
                 f"no answer from the miner at {self._address} for {silent_s:.1f} s "
                 f"(patience_s={self._patience_s:g}); the last attempt said: {error}. "
-                "Check that the miner runs there and that address and port are right"
+                "Check that the miner runs there, that address and port are right, and whether it "
+                "wants TLS (tls=...)"
             ) from error
         longest_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._attempts, 16))
         self._attempts += 1
