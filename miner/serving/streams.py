@@ -5,6 +5,7 @@ else follows from the request, so a stream can be broken anywhere and asked for 
 """
 
 import asyncio
+import time
 from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ class TripletStream:
         ready = await self._outbox.take(heartbeat_s, self._max_message_bytes)
         if ready is None:
             return None
+        if len(ready) == 1:
+            return ready[0]
         if ready:
             self._cut.extend(joined(ready))
             return self._cut.popleft()
@@ -124,12 +127,13 @@ class TripletStream:
         loop = asyncio.get_running_loop()
         self._wait = Wait(step, "its batch is being read")
         while True:
+            begin_s = time.monotonic()
             made = await loop.run_in_executor(self._source.pool, self._make, step, most)
             if not isinstance(made, Waiting):
                 return made
             self._wait = Wait(step, made.reason)
-            with self._source.meters.waiting("round"):
-                await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_S)
+            self._source.meters.waited("round", time.monotonic() - begin_s)
 
     def _make(self, step: int, most: int) -> Made | Waiting:
         """Plan (durably) and assemble some steps. Blocks; runs in the pool."""

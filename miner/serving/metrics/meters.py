@@ -118,14 +118,9 @@ class ServingMeters:
         with self._streams.track_inprogress():
             yield
 
-    @contextmanager
-    def waiting(self, what: Literal["client", "round"]) -> Iterator[None]:
-        """Count the seconds that a stream waits in the block."""
-        begin_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self._stalls[what].inc(time.monotonic() - begin_s)
+    def waited(self, what: Literal["client", "round"], seconds: float) -> None:
+        """Count the seconds that a stream has waited."""
+        self._stalls[what].inc(seconds)
 
     @contextmanager
     def refused_weights(self) -> Iterator[None]:

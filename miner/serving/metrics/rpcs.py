@@ -6,6 +6,7 @@ It knows gRPC's interceptors and no message but the size of those of a stream.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -106,5 +107,9 @@ class _StreamContext(_Context):
         self._meters = meters
 
     async def write(self, message: Any) -> None:
-        with self._meters.waiting("client"):
-            await super().write(message)
+        self._call.answered()
+        begin_s = time.monotonic()
+        try:
+            await self._context.write(message)
+        finally:
+            self._meters.waited("client", time.monotonic() - begin_s)
