@@ -1,7 +1,8 @@
 """One stream of batches: plans and assembles ahead of the writer, off the event loop.
 
-It knows neither gRPC contexts nor any other request. What it keeps per client is its outbox; all
-else follows from the request, so a stream can be broken anywhere and asked for again.
+It knows neither gRPC contexts nor any other request. What it keeps per client is its outbox, and as
+much again that is being made; all else follows from the request, so a stream can be broken anywhere
+and asked for again.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ class TripletStream:
             max_message_bytes if request.with_payload else run.parameters.batch_rows * ROW_BYTES
         )
         self._at_a_time = max(1, max_message_bytes // largest)  # until it is known
-        self._cut: deque[bytes] = deque()
+        self._due: deque[bytes] = deque()
         self._wait = Wait(request.first_step, "its batch is being read")
         self._ended_early = False
 
@@ -93,16 +94,16 @@ class TripletStream:
 
     async def next_message(self, heartbeat_s: float) -> bytes | None:
         """The next message, encoded; a heartbeat if no batch is ready in time; None at the end."""
-        if self._cut:
-            return self._cut.popleft()
+        if self._due:
+            return self._due.popleft()
         ready = await self._outbox.take(heartbeat_s, self._max_message_bytes)
         if ready is None:
             return None
         if len(ready) == 1:
             return ready[0]
         if ready:
-            self._cut.extend(joined(ready))
-            return self._cut.popleft()
+            self._due.extend(joined(ready))
+            return self._due.popleft()
         heartbeat = mining_pb2.Heartbeat(next_step=self._wait.step, reason=self._wait.reason)
         message: bytes = mining_pb2.StreamTripletsResponse(heartbeat=heartbeat).SerializeToString()
         return message
