@@ -18,9 +18,22 @@ from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
-__all__ = ["compiled", "copy_bytes", "copy_from", "int32_at", "prefetch", "put_int32", "read_only"]
+__all__ = [
+    "BLOCK",
+    "compiled",
+    "copy_block",
+    "copy_bytes",
+    "int32_at",
+    "prefetch",
+    "put_byte",
+    "put_int32",
+    "read_only",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+BLOCK = 8
+"""Numbers of 32 bits that are copied at once."""
 
 
 def compiled(function: Function) -> Function:
@@ -38,55 +51,99 @@ def compiled(function: Function) -> Function:
     return kept
 
 
-@intrinsic
-def _copy_bytes(_typing: Any, target: Any, _at: Any, source: Any, _begin: Any, _count: Any) -> Any:
-    """``target[at:at + count] = source[begin:begin + count]`` of two arrays of uint8, at once.
+def _pointer(builder: Any, address: Any, bits: int, lanes: int = 0) -> Any:
+    kind = ir.IntType(bits)
+    return builder.inttoptr(address, (ir.VectorType(kind, lanes) if lanes else kind).as_pointer())
 
-    For compiled functions only. Bounds are not checked.
-    """
+
+@intrinsic
+def _copy_bytes(_typing: Any, _to: Any, _source: Any, _num_bytes: Any) -> Any:
+    """So many bytes from an address in memory to another."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        to, to_at, of, of_at, number = arguments
-        pointers = [
-            builder.gep(context.make_array(kind)(context, builder, array).data, [place])
-            for kind, array, place in ((target, to, to_at), (source, of, of_at))
-        ]
-        cgutils.raw_memcpy(builder, *pointers, number, 1)
+        to, source, num_bytes = arguments
+        pointers = _pointer(builder, to, 8), _pointer(builder, source, 8)
+        cgutils.raw_memcpy(builder, *pointers, num_bytes, 1)
         return context.get_dummy_value()
 
-    sizes = types.intp, types.intp
-    return types.void(target, sizes[0], source, *sizes), generate
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
-def _put_int32(_typing: Any, target: Any, _at: Any, _number: Any) -> Any:
-    """``target[at:at + 4]`` of an array of uint8 becomes the number, its lowest byte first.
+def _copy_block(_typing: Any, _to: Any, _source: Any, _count: Any, _added: Any) -> Any:
+    """The first ``count`` of ``BLOCK`` int32, at once, a number added to each.
 
-    For compiled functions only. Bounds are not checked; numbers are cut to 32 bits.
+    A count below 1 copies nothing, one above ``BLOCK`` as many as that.
     """
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        to, at, number = arguments
-        data = context.make_array(target)(context, builder, to).data
-        place = builder.bitcast(builder.gep(data, [at]), ir.IntType(32).as_pointer())
-        builder.store(builder.trunc(number, ir.IntType(32)), place, align=1)
+        to, source, count, added = arguments
+        lane = ir.IntType(32)
+        block, mask = ir.VectorType(lane, BLOCK), ir.VectorType(ir.IntType(1), BLOCK)
+        undefined = ir.Constant(block, ir.Undefined)
+
+        def in_each(number: Any) -> Any:
+            one = builder.insert_element(undefined, builder.trunc(number, lane), lane(0))
+            return builder.shuffle_vector(one, one, ir.Constant(block, [0] * BLOCK))
+
+        places = ir.Constant(block, list(range(BLOCK)))
+        wanted = builder.icmp_signed("<", places, in_each(count))
+        source, to = (_pointer(builder, address, 32, BLOCK) for address in (source, to))
+        load, store = (
+            builder.module.declare_intrinsic(f"llvm.masked.{name}.v{BLOCK}i32.p0", fnty=kind)
+            for name, kind in (
+                ("load", ir.FunctionType(block, [source.type, lane, mask, block])),
+                ("store", ir.FunctionType(ir.VoidType(), [block, to.type, lane, mask])),
+            )
+        )
+        numbers = builder.call(load, [source, lane(1), wanted, undefined])
+        builder.call(store, [builder.add(numbers, in_each(added)), to, lane(1), wanted])
         return context.get_dummy_value()
 
-    return types.void(target, types.intp, types.intp), generate
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
-def _prefetch(_typing: Any, source: Any, _at: Any) -> Any:
-    """Have the processor fetch the memory around item ``at`` of an array, which may be read soon.
-
-    For compiled functions only. Bounds do not matter.
-    """
+def _put_byte(_typing: Any, _to: Any, _number: Any) -> Any:
+    """A number, cut to 8 bits, at an address in memory."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        of, at = arguments
-        data = context.make_array(source)(context, builder, of).data
-        place = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
-        kind = ir.IntType(32)
+        to, number = arguments
+        builder.store(builder.trunc(number, ir.IntType(8)), _pointer(builder, to, 8))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _put_int32(_typing: Any, _to: Any, _number: Any) -> Any:
+    """A number, cut to 32 bits, at an address in memory, its lowest byte first."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        to, number = arguments
+        builder.store(builder.trunc(number, ir.IntType(32)), _pointer(builder, to, 32), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _int32_at(_typing: Any, _address: Any) -> Any:
+    """The number at an address in memory."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number = builder.load(_pointer(builder, arguments[0], 32), align=1)
+        return builder.sext(number, ir.IntType(64))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _prefetch(_typing: Any, _address: Any) -> Any:
+    """Have the processor fetch the memory around an address, which may be read soon."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place, kind = _pointer(builder, arguments[0], 8), ir.IntType(32)
         fetch = builder.module.declare_intrinsic(
             "llvm.prefetch.p0",
             fnty=ir.FunctionType(ir.VoidType(), [place.type, kind, kind, kind]),
@@ -94,38 +151,15 @@ def _prefetch(_typing: Any, source: Any, _at: Any) -> Any:
         builder.call(fetch, [place, kind(0), kind(3), kind(1)])
         return context.get_dummy_value()
 
-    return types.void(source, types.intp), generate
+    return types.void(types.int64), generate
 
 
-@intrinsic
-def _copy_from(_typing: Any, target: Any, _at: Any, _address: Any, _count: Any) -> Any:
-    """As `copy_bytes`, from an address in memory."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        to, at, address, number = arguments
-        place = builder.gep(context.make_array(target)(context, builder, to).data, [at])
-        source = builder.inttoptr(address, place.type)
-        cgutils.raw_memcpy(builder, place, source, number, 1)
-        return context.get_dummy_value()
-
-    return types.void(target, types.intp, types.intp, types.intp), generate
-
-
-@intrinsic
-def _int32_at(_typing: Any, _address: Any) -> Any:
-    """The number at an address in memory. For compiled functions only."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
-        return builder.sext(builder.load(place, align=1), ir.IntType(64))
-
-    return types.int64(types.intp), generate
-
-
+# On addresses in memory, for compiled functions only; nothing is checked.
+copy_block: Any = _copy_block
 copy_bytes: Any = _copy_bytes
-copy_from: Any = _copy_from
 int32_at: Any = _int32_at
 prefetch: Any = _prefetch
+put_byte: Any = _put_byte
 put_int32: Any = _put_int32
 
 

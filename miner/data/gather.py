@@ -7,13 +7,14 @@ Shape legend: C = chunks of the column, R = items asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from miner.compiled import compiled, copy_from, int32_at
+from miner.compiled import compiled, copy_bytes, int32_at
 
 __all__ = ["ColumnGather"]
 
@@ -46,31 +47,53 @@ class ColumnGather:
         is_plain = all(chunk.null_count == 0 and chunk.offset == 0 for chunk in chunks)
         return cls(chunks) if is_known and is_plain else None
 
-    def take(self, chunk_R: I64, place_R: I64) -> Any | None:
-        """[R] the items at ``place_R`` of chunks ``chunk_R``; None if there are too many bytes.
+    def take(self, chunk_R: I64, place_R: I64, ends_P1: I64) -> list[Any] | None:
+        """The items at ``place_R`` of chunks ``chunk_R``; None if there are too many bytes.
 
         These are not checked, but for what the file says: a damaged one is a ValueError.
+
+        Returns:
+            Arrays of items ``[ends_P1[p], ends_P1[p + 1])``, each as if it had been taken alone.
         """
-        gather: Any = _gather_fixed
+        gather: Any
         if self._item_bytes:
             content = np.empty(len(chunk_R) * self._item_bytes, np.uint8)
+            gather = _gather_fixed
             gather(self._values_C, chunk_R, place_R, self._item_bytes, content)
-            return self._array(len(chunk_R), content)
-        measure: Any = _measure
-        ends_R1 = measure(self._offsets_C, self._sizes_C, chunk_R, place_R)
-        if ends_R1[-1] < 0:
-            raise ValueError("an item lies outside its column")
+            buffer, size = pa.py_buffer(content), self._item_bytes
+            return [
+                self._array(end - begin, buffer.slice(size * begin, size * (end - begin)))
+                for begin, end in pairwise(ends_P1.tolist())
+            ]
+        ends_R1 = self._ends(chunk_R, place_R)
         if ends_R1[-1] > MAX_BYTES:
             return None
         content = np.empty(int(ends_R1[-1]), np.uint8)
         gather = _gather_ragged
         gather(self._values_C, self._offsets_C, chunk_R, place_R, ends_R1, content)
-        return self._array(len(chunk_R), ends_R1.astype(np.int32), content)
+        buffer, bytes_P1 = pa.py_buffer(content), ends_R1[ends_P1].tolist()
+        arrays = []
+        for part, (begin, end) in enumerate(pairwise(ends_P1.tolist())):
+            offsets = (ends_R1[begin : end + 1] - bytes_P1[part]).astype(np.int32)
+            values = buffer.slice(bytes_P1[part], bytes_P1[part + 1] - bytes_P1[part])
+            arrays.append(self._array(end - begin, pa.py_buffer(offsets), values))
+        return arrays
 
-    def _array(self, num_items: int, *buffers: npt.NDArray[Any]) -> Any:
-        return pa.Array.from_buffers(
-            self._kind, num_items, [None, *map(pa.py_buffer, buffers)], null_count=0
-        )
+    def item_bytes(self, chunk_R: I64, place_R: I64) -> I64:
+        """[R] int64 the bytes of these items; a ValueError as of `take`."""
+        if self._item_bytes:
+            return np.full(len(chunk_R), self._item_bytes)
+        return np.diff(self._ends(chunk_R, place_R))
+
+    def _ends(self, chunk_R: I64, place_R: I64) -> I64:
+        measure: Any = _measure
+        ends_R1: I64 = measure(self._offsets_C, self._sizes_C, chunk_R, place_R)
+        if ends_R1[-1] < 0:
+            raise ValueError("an item lies outside its column")
+        return ends_R1
+
+    def _array(self, num_items: int, *buffers: Any) -> Any:
+        return pa.Array.from_buffers(self._kind, num_items, [None, *buffers], null_count=0)
 
 
 def _is_ragged(kind: Any) -> bool:
@@ -83,8 +106,9 @@ def _address(buffer: Any) -> int:
 
 @compiled
 def _gather_fixed(values_C: I64, chunk_R: I64, place_R: I64, size: int, out: Any) -> None:
+    to = np.int64(out.ctypes.data)
     for item in range(len(chunk_R)):
-        copy_from(out, item * size, values_C[chunk_R[item]] + place_R[item] * size, size)
+        copy_bytes(to + item * size, values_C[chunk_R[item]] + place_R[item] * size, size)
 
 
 @compiled
@@ -105,7 +129,8 @@ def _measure(offsets_C: I64, sizes_C: I64, chunk_R: I64, place_R: I64) -> I64:
 def _gather_ragged(  # noqa: PLR0913, PLR0917 - compiled: no keywords
     values_C: I64, offsets_C: I64, chunk_R: I64, place_R: I64, ends_R1: I64, out: Any
 ) -> None:
+    to = np.int64(out.ctypes.data)
     for item in range(len(chunk_R)):
-        chunk = chunk_R[item]
+        chunk, num_bytes = chunk_R[item], ends_R1[item + 1] - ends_R1[item]
         begin = int32_at(offsets_C[chunk] + 4 * place_R[item])
-        copy_from(out, ends_R1[item], values_C[chunk] + begin, ends_R1[item + 1] - ends_R1[item])
+        copy_bytes(to + ends_R1[item], values_C[chunk] + begin, num_bytes)

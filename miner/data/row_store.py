@@ -12,6 +12,7 @@ dataset it came from but its catalog. Shape legend: R = rows asked for.
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -134,17 +135,44 @@ class RowStore:
 
         Cost: O(R log B) for B record batches; only pages that hold the rows are touched.
         """
+        (samples,) = self.read_parts(row_ids_R, np.array([0, len(row_ids_R)]))
+        return samples
+
+    def read_parts(
+        self, row_ids_R: npt.NDArray[np.int64], ends_P1: npt.NDArray[np.int64]
+    ) -> list[pa.RecordBatch]:
+        """For each part ``[ends_P1[p], ends_P1[p + 1])`` of the rows what `read` gives for it.
+
+        Raises, Cost: As `read`, once for all.
+        """
         row_ids_R = np.asarray(row_ids_R, np.int64)
-        outside = row_ids_R[(row_ids_R < 0) | (row_ids_R >= self.num_rows)]
-        if len(outside):
-            raise DatasetError(
-                f"{len(outside)} row ids are outside the row store {self.root}, the first are "
-                f"{outside[:3].tolist()}: its rows are 0 to {self.num_rows - 1}"
-            )
-        batch_R = np.searchsorted(self._begins, row_ids_R, side="right") - 1
-        place_R = row_ids_R - self._begins[batch_R]
-        columns = [self._column(index, batch_R, place_R) for index in range(len(self._gathers))]
-        return pa.RecordBatch.from_arrays([pa.array(row_ids_R), *columns], schema=self.schema)
+        batch_R, place_R = self._places(row_ids_R)
+        columns = [
+            self._column(index, batch_R, place_R, ends_P1) for index in range(len(self._gathers))
+        ]
+        return [
+            pa.RecordBatch.from_arrays([pa.array(row_ids_R[begin:end]), *parts], schema=self.schema)
+            for (begin, end), *parts in zip(pairwise(ends_P1.tolist()), *columns, strict=True)
+        ]
+
+    def row_bytes(self, row_ids_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """[R] int64 the bytes of each row's samples; None if a column's kind does not tell.
+
+        Raises:
+            DatasetError: As `read`.
+
+        Cost: of `read`, but for the samples themselves.
+        """
+        batch_R, place_R = self._places(np.asarray(row_ids_R, np.int64))
+        num_bytes_R = np.zeros(len(batch_R), np.int64)
+        for gather in self._gathers:
+            if gather is None:
+                return None
+            try:
+                num_bytes_R += gather.item_bytes(batch_R, place_R)
+            except ValueError as exc:
+                raise _damaged(self.root, f"{PAYLOAD}: {exc}") from exc
+        return num_bytes_R
 
     def scan(self, begin: int, end: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of ``[begin, end)`` in order, ``batch_rows`` at a time, the last batch shorter.
@@ -172,16 +200,41 @@ class RowStore:
             if sha256_of(self.root / name) != stored.sha256
         ]
 
+    def _places(
+        self, row_ids_R: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """[R] the record batch of each row, and its place in there."""
+        if len(row_ids_R) and not 0 <= row_ids_R.min() <= row_ids_R.max() < self.num_rows:
+            outside = row_ids_R[(row_ids_R < 0) | (row_ids_R >= self.num_rows)]
+            raise DatasetError(
+                f"{len(outside)} row ids are outside the row store {self.root}, the first are "
+                f"{outside[:3].tolist()}: its rows are 0 to {self.num_rows - 1}"
+            )
+        batch_R = np.searchsorted(self._begins, row_ids_R, side="right") - 1
+        return batch_R, row_ids_R - self._begins[batch_R]
+
     def _column(
-        self, index: int, batch_R: npt.NDArray[np.int64], place_R: npt.NDArray[np.int64]
-    ) -> pa.Array:
+        self,
+        index: int,
+        batch_R: npt.NDArray[np.int64],
+        place_R: npt.NDArray[np.int64],
+        ends_P1: npt.NDArray[np.int64],
+    ) -> list[pa.Array]:
         gather = self._gathers[index]
         try:
-            taken = gather and gather.take(batch_R, place_R)
+            taken = gather.take(batch_R, place_R, ends_P1) if gather else None
         except ValueError as exc:
             raise _damaged(self.root, f"{PAYLOAD}: {exc}") from exc
         if taken is not None:
             return taken
+        return [
+            self._taken_by_arrow(index, batch_R[begin:end], place_R[begin:end])
+            for begin, end in pairwise(ends_P1.tolist())
+        ]
+
+    def _taken_by_arrow(
+        self, index: int, batch_R: npt.NDArray[np.int64], place_R: npt.NDArray[np.int64]
+    ) -> pa.Array:
         # One take per touched batch: Arrow's take on a chunked array copies the whole first.
         order_R = np.argsort(batch_R, kind="stable")
         edges = np.flatnonzero(np.diff(batch_R[order_R])) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -10,12 +11,26 @@ import pyarrow as pa
 __all__ = ["stream_pieces"]
 
 
+_COPIED_BYTES = 2**20
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
 def stream_pieces(rows: Any) -> list[memoryview]:
-    """The stream of one record batch, in pieces; large ones are the batch's own buffers."""
+    """The stream of one record batch, in pieces; large ones are the batch's own buffers.
+
+    A small batch is copied: that is cheaper than a call of Python for each piece.
+    """
+    if rows.nbytes <= _COPIED_BYTES:
+        return [memoryview(part) for part in (_schema_message(rows.schema), rows.serialize(), _END)]
     sink = _Pieces()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_batch(rows)
     return sink.pieces
+
+
+@lru_cache(4)
+def _schema_message(schema: Any) -> Any:
+    return schema.serialize()
 
 
 class _Pieces(io.RawIOBase):

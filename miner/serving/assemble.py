@@ -6,22 +6,26 @@ whole numbers of a batch.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable
+from functools import lru_cache
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from miner.core.ragged import ragged_arange
+from miner.compiled import compiled, read_only
 from miner.errors import DamagedRoundError, RequestError, RunConflictError
 from miner.rounds import RoundLog, RoundManifest
 from miner.serving.arrow_stream import stream_pieces
-from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, RoundBytes, varint
+from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, GroupRecords, varint
 from miner.serving.plan import PlannedSteps, order_of
 from miner.serving.wire import messages_of
 from miner.types import Groups
 
 __all__ = ["BatchAssembler", "Made", "RowReader"]
+
+_ROUNDS_IN_MEMORY = 3
 
 
 class RowReader(Protocol):
@@ -29,6 +33,16 @@ class RowReader(Protocol):
 
     def read(self, row_ids: npt.NDArray[np.int64], /) -> Any:
         """A record batch of column row_id and the payload columns, in the order asked for."""
+        ...
+
+    def read_parts(
+        self, row_ids: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], /
+    ) -> list[Any]:
+        """Of some rows after others, each part from one end to the next by itself."""
+        ...
+
+    def row_bytes(self, row_ids: npt.NDArray[np.int64], /) -> npt.NDArray[np.int64] | None:
+        """The bytes of each row, if they can be known without reading it."""
         ...
 
 
@@ -50,6 +64,8 @@ class BatchAssembler:
     def __init__(self, log: RoundLog, row_store: RowReader | None) -> None:
         self.log = log
         self.row_store = row_store
+        self._packing = Lock()
+        self._pack = lru_cache(_ROUNDS_IN_MEMORY)(self._packed)
 
     def messages(  # noqa: PLR0913 - each is needed
         self,
@@ -60,12 +76,15 @@ class BatchAssembler:
         *,
         max_bytes: int,
         enough_bytes: int,
+        before_copying: Callable[[], None] | None = None,
     ) -> Made:
         """One rank's shares of the batches of some planned steps, as a stream's messages.
 
         Guarantee: a batch has the same bytes whatever other steps are made with it. The ranks'
         shares of a step are whole, consecutive groups, and together they are the batch. No message
         has more than ``max_bytes``.
+
+        ``before_copying`` is called once, when most of what needs the interpreter's lock is done.
 
         Returns:
             Those of the first steps at least: up to one that is impossible, or until their samples
@@ -81,15 +100,19 @@ class BatchAssembler:
         steps = _possible(steps, rank, world_size)
         groups_S = _groups_of(steps, groups.num_groups)
         sizes_B = steps.sizes_B
-        begins_B = np.cumsum(sizes_B) - sizes_B
+        begins_B1 = np.concatenate(([0], np.cumsum(sizes_B)))
         first_B, stop_B = sizes_B * rank // world_size, sizes_B * (rank + 1) // world_size
-        shares_B2 = begins_B[:, None] + np.stack((first_B, stop_B), axis=1)
+        shares_B2 = begins_B1[:-1, None] + np.stack((first_B, stop_B), axis=1)
         payloads: list[list[memoryview]] = []
         if with_payload:
-            payloads = self._payloads(groups, groups_S, shares_B2, enough_bytes)
+            rows_R, ends_B1 = self._payload_rows(groups, groups_S, shares_B2, enough_bytes)
+            if before_copying is not None:
+                before_copying()
+                before_copying = None
+            payloads = self._payloads(rows_R, ends_B1)
             steps = steps.first(len(payloads))
         num_steps = steps.num_steps
-        rows_S = groups.row_offsets_G1[groups_S + 1] - groups.row_offsets_G1[groups_S]
+        records = self._records(manifest.round_id, manifest.sha256)
         values_BF = np.empty((num_steps, len(BatchValues._fields)), np.int64)
         values = BatchValues(*values_BF.T)
         values.step[:] = steps.steps_B
@@ -98,17 +121,25 @@ class BatchAssembler:
         values.staleness_steps[:] = steps.staleness_B
         values.over_stale[:] = steps.over_stale_B
         values.pass_number[:] = steps.batches_B3[:, 0]
-        values.global_rows[:] = np.add.reduceat(rows_S, begins_B)[:num_steps]
+        values.global_rows[:] = records.rows_of(groups_S, begins_B1[: num_steps + 1])
         values.global_groups[:] = sizes_B[:num_steps]
         values.first_group[:] = first_B[:num_steps]
         batches = Batches(
-            RoundBytes.of(groups, manifest.strategy),
+            records,
             groups_S,
             shares_B2[:num_steps],
             values_BF,
             np.array([sum(map(len, field)) for field in payloads], np.int64) if payloads else None,
         )
-        return Made(steps, messages_of(batches, payloads, max_bytes))
+        return Made(steps, messages_of(batches, payloads, max_bytes, before_copying))
+
+    def _records(self, round_id: int, sha256: str) -> GroupRecords:
+        with self._packing:  # or all who ask for it at once would pack it
+            return self._pack(round_id, sha256)
+
+    def _packed(self, round_id: int, _sha256: str) -> GroupRecords:
+        manifest, groups = self.log.round(round_id)
+        return GroupRecords(groups, manifest.strategy)
 
     def _round_of(self, steps: PlannedSteps) -> tuple[RoundManifest, Groups]:
         planned = steps.round
@@ -121,45 +152,87 @@ class BatchAssembler:
             )
         return manifest, groups
 
-    def _payloads(
+    def _payload_rows(
         self,
         groups: Groups,
         groups_S: npt.NDArray[np.int64],
         shares_B2: npt.NDArray[np.int64],
         enough_bytes: int,
-    ) -> list[list[memoryview]]:
-        """Of each batch the field, encoded, in pieces, until they have enough bytes together."""
-        fields: list[list[memoryview]] = []
-        num_bytes = 0
-        for begin, end in shares_B2.tolist():
-            if num_bytes >= enough_bytes:
-                break
-            fields.append(self._payload(groups, groups_S[begin:end]))
-            num_bytes += sum(map(len, fields[-1]))
-        return fields
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first batches' distinct rows, ascending, until their samples have enough bytes.
 
-    def _payload(self, groups: Groups, groups_s: npt.NDArray[np.int64]) -> list[memoryview]:
-        """An Arrow IPC stream of the distinct rows, ascending."""
+        Returns:
+            The row ids of one batch after the other, and [B + 1] where those of each begin.
+        """
         if self.row_store is None:
             raise RequestError("with_payload: this service has no row store to send samples from")
-        begins_s = groups.row_offsets_G1[groups_s]
-        position, owner = ragged_arange(groups.row_offsets_G1[groups_s + 1] - begins_s)
-        ascending = np.sort(groups.row_ids_R[begins_s[owner] + position])
-        is_first = np.concatenate(([True], ascending[1:] != ascending[:-1]))
-        pieces = stream_pieces(self.row_store.read(ascending[is_first]))
-        frame = varint(PAYLOAD_TAG) + varint(sum(map(len, pieces)))
-        return [memoryview(frame), *pieces]
+        distinct: Any = _distinct_rows
+        rows_R, ends_B1 = distinct(
+            read_only(groups.row_offsets_G1), read_only(groups.row_ids_R), groups_S, shares_B2
+        )
+        num_bytes_R = self.row_store.row_bytes(rows_R)
+        num_batches = 1
+        if num_bytes_R is not None:
+            before_R1 = np.concatenate(([0], np.cumsum(num_bytes_R)))
+            num_batches += int(np.searchsorted(before_R1[ends_B1[1:-1]], enough_bytes))
+        ends_B1 = ends_B1[: num_batches + 1]
+        return rows_R[: ends_B1[-1]], ends_B1
+
+    def _payloads(
+        self, rows_R: npt.NDArray[np.int64], ends_B1: npt.NDArray[np.int64]
+    ) -> list[list[memoryview]]:
+        """Of each batch the field, encoded, in pieces: an Arrow IPC stream of its rows."""
+        assert self.row_store is not None
+        fields = []
+        for samples in self.row_store.read_parts(rows_R, ends_B1):
+            pieces = stream_pieces(samples)
+            frame = varint(PAYLOAD_TAG) + varint(sum(map(len, pieces)))
+            fields.append([memoryview(frame), *pieces])
+        return fields
+
+
+@compiled
+def _distinct_rows(
+    offsets_G1: npt.NDArray[np.int64],
+    row_ids_R: npt.NDArray[np.int64],
+    groups_S: npt.NDArray[np.int64],
+    shares_B2: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The row ids of each share, each once, ascending; [B + 1] where those of each begin."""
+    num_rows = 0
+    for begin, end in shares_B2:
+        for group in groups_S[begin:end]:
+            num_rows += offsets_G1[group + 1] - offsets_G1[group]
+    found = np.empty(num_rows, np.int64)
+    ends_B1 = np.zeros(len(shares_B2) + 1, np.int64)
+    at = 0
+    for batch in range(len(shares_B2)):
+        first = at
+        for group in groups_S[shares_B2[batch, 0] : shares_B2[batch, 1]]:
+            for row in range(offsets_G1[group], offsets_G1[group + 1]):
+                found[at] = row_ids_R[row]
+                at += 1
+        found[first:at] = np.sort(found[first:at])
+        stop, at = at, first
+        for place in range(first, stop):
+            if place == first or found[place] != found[at - 1]:
+                found[at] = found[place]
+                at += 1
+        ends_B1[batch + 1] = at
+    return found[:at], ends_B1
 
 
 def _groups_of(steps: PlannedSteps, num_groups: int) -> npt.NDArray[np.int64]:
     """[S] int64 the groups of all these batches, one batch after the other."""
     passes_B, begins_B, ends_B = steps.batches_B3.T
-    edges = [0, *(np.flatnonzero(np.diff(passes_B)) + 1).tolist(), len(passes_B)]
+    first_pass, last_pass = int(passes_B[0]), int(passes_B[-1])
     parts = []
-    for first, stop in pairwise(edges):  # within a pass batches follow one another
-        order_G = order_of(num_groups, steps.run.seed, steps.round.round_id, int(passes_B[first]))
-        parts.append(order_G[begins_B[first] : ends_B[stop - 1]])
-    return np.concatenate(parts)
+    for number in range(first_pass, last_pass + 1):  # within a pass batches follow one another
+        order_G = order_of(num_groups, steps.run.seed, steps.round.round_id, number)
+        begin = int(begins_B[0]) if number == first_pass else 0
+        end = int(ends_B[-1]) if number == last_pass else num_groups
+        parts.append(order_G[begin:end])
+    return read_only(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def _possible(steps: PlannedSteps, rank: int, world_size: int) -> PlannedSteps:

@@ -1,9 +1,9 @@
-"""Batches as a stream's messages hold them, straight from a round's arrays; compiled.
+"""Batches as a stream's messages hold them, straight from a round's groups; compiled.
 
 A stream sends some hundred thousand small batches a second, or large ones at the speed of memory;
 message objects and their copies would take most of that time. A test compares every field with what
 protobuf reads. Shape legend: G = groups of the round, R, T = their rows and triplets, S = groups
-that are sent, s = of one batch, B = batches, F = whole numbers of a batch.
+that are sent, B = batches, F = whole numbers of a batch, P = pieces of memory.
 """
 
 from __future__ import annotations
@@ -13,11 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from miner.compiled import compiled, copy_bytes, prefetch, put_int32, read_only
+from miner.compiled import (
+    BLOCK,
+    compiled,
+    copy_block,
+    copy_bytes,
+    prefetch,
+    put_byte,
+    put_int32,
+    read_only,
+)
 from miner.types import Groups
 from protos.coalface.v1 import mining_pb2
 
-__all__ = ["PAYLOAD_TAG", "BatchValues", "Batches", "RoundBytes", "varint"]
+__all__ = ["PAYLOAD_TAG", "BatchValues", "Batches", "GroupRecords", "copy_pieces", "varint"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -57,43 +66,40 @@ _ITEM_BYTES = np.array([8, 4, 4, 4, 4, 4, 4, 4, 1])
 _GROUP_OFFSETS, _FIRST_OF_TRIPLETS = 2, 3
 _AHEAD = 8
 """Groups. They lie anywhere in the round: each would be waited for if it were not asked early."""
+_LINE = 64
 _BATCHES_TAG = (
     mining_pb2.StreamTripletsResponse.DESCRIPTOR.fields_by_name["batches"].number << 3 | _BYTES
 )
 PAYLOAD_TAG = _NUMBER_OF["payload"] << 3 | _BYTES
 
 
-class RoundBytes(NamedTuple):
-    """A round's columns as the compiled functions take them; views, not copies."""
+class GroupRecords:
+    """A round's groups, what belongs to one in one place: it is fetched at once from memory.
 
-    row_offsets_G1: I64
-    triplet_offsets_G1: I64
-    row_ids: U8
-    identity_ids: U8
-    anchors_T: npt.NDArray[np.int32]
-    positives_T: npt.NDArray[np.int32]
-    negatives_T: npt.NDArray[np.int32]
-    similarities_ap: U8
-    similarities_an: U8
-    tiers: U8
-    strategy: U8
+    A record has the columns one after the other, but for the offsets, which follow from the batch.
+    """
 
-    @classmethod
-    def of(cls, groups: Groups, strategy: str) -> RoundBytes:
-        """Those of a round that was mined by that strategy."""
-        return cls(
-            row_offsets_G1=read_only(groups.row_offsets_G1),
-            triplet_offsets_G1=read_only(groups.triplet_offsets_G1),
-            row_ids=_bytes_of(groups.row_ids_R),
-            identity_ids=_bytes_of(groups.identity_ids_R),
-            anchors_T=read_only(groups.anchors_T),
-            positives_T=read_only(groups.positives_T),
-            negatives_T=read_only(groups.negatives_T),
-            similarities_ap=_bytes_of(groups.similarities_ap_T),
-            similarities_an=_bytes_of(groups.similarities_an_T),
-            tiers=_bytes_of(groups.tiers_T),
-            strategy=read_only(np.frombuffer(strategy.encode(), np.uint8)),
+    def __init__(self, groups: Groups, strategy: str) -> None:
+        """Of a round that was mined by that strategy; copies all of it."""
+        self.strategy = read_only(np.frombuffer(strategy.encode(), np.uint8))
+        columns = [getattr(groups, f"{name}_{axis}") for name, axis in _RECORD]
+        pack: Any = _pack
+        self.groups_G3, self._content = pack(
+            read_only(groups.row_offsets_G1),
+            read_only(groups.triplet_offsets_G1),
+            tuple(read_only(np.ascontiguousarray(column).view(np.uint8)) for column in columns),
         )
+
+    @property
+    def address(self) -> int:
+        """Of the first, while this object lives."""
+        return int(self._content.ctypes.data)
+
+    def rows_of(self, groups_S: I64, begins_B1: I64) -> I64:
+        """[B] int64 rows that groups ``[begins_B1[b], begins_B1[b + 1])`` of some have together."""
+        count: Any = _rows_of
+        num_rows_B: I64 = count(self.groups_G3, groups_S, begins_B1)
+        return num_rows_B
 
 
 class Batches:
@@ -103,12 +109,15 @@ class Batches:
     the last field, follows it and is its sender's work.
 
     Attributes:
+        values: The whole numbers of each.
         sizes_B: [B] int64 bytes of each, frame and payload included.
+        following_B: [B] int64 bytes of its payload's field.
+        frames_B: [B] int64 bytes of its frame.
     """
 
     def __init__(
         self,
-        columns: RoundBytes,
+        records: GroupRecords,
         groups_S: I64,
         shares_B2: I64,
         values_BF: I64,
@@ -117,40 +126,42 @@ class Batches:
         """Of a round.
 
         Args:
-            columns: The round's.
+            records: The round's.
             groups_S: [S] int64 numbers of groups.
             shares_B2: [B, 2] int64, which of these each batch has: from the first up to the second.
             values_BF: [B, F] int64, `BatchValues` of each.
             following_B: [B] int64 bytes of the payload's field; None: no batch has one.
         """
+        self.values = BatchValues(*values_BF.T)
         self.following_B = (
             np.zeros(len(values_BF), np.int64) if following_B is None else following_B
         )
-        self._given = columns, groups_S, shares_B2, values_BF
+        self._records = records
+        self._given = records.groups_G3, records.strategy, groups_S, shares_B2, values_BF
         measure: Any = _measure
         self._totals_B3, self.sizes_B = measure(*self._given, self.following_B)
+        self.frames_B = self.sizes_B - self.following_B - self._totals_B3[:, 2]
 
-    @property
-    def values(self) -> BatchValues:
-        """Of each batch."""
-        return BatchValues(*self._given[3].T)
+    def encode(self, targets_B: I64) -> None:
+        """Write each to an address, from its frame on, but for its payload.
 
-    def encode(self, first: int, stop: int, out: U8) -> tuple[I64, I64]:
-        """Write batches [first, stop) into ``out``, as many bytes as they have without payload.
-
-        Returns:
-            For each where its fields begin, behind the frame, and where they end.
-
-        Cost: some 60 ns a group of 16 rows.
+        Cost: some 45 ns a group of 16 rows and 3 triplets.
         """
-        begins_b, ends_b = np.empty((2, stop - first), np.int64)
         encode: Any = _encode
-        encode(*self._given, self._totals_B3, self.following_B, first, out, begins_b, ends_b)
-        return begins_b, ends_b
+        address = self._records.address
+        encode(*self._given, self._totals_B3, self.following_B, address, targets_B)
 
 
-def _bytes_of(column: npt.NDArray[Any]) -> U8:
-    return read_only(np.ascontiguousarray(column).view(np.uint8))
+_RECORD = (
+    ("row_ids", "R"),
+    ("identity_ids", "R"),
+    ("anchors", "T"),
+    ("positives", "T"),
+    ("negatives", "T"),
+    ("similarities_ap", "T"),
+    ("similarities_an", "T"),
+    ("tiers", "T"),
+)
 
 
 def varint(number: int) -> bytes:
@@ -164,6 +175,52 @@ def varint(number: int) -> bytes:
 
 
 @compiled
+def copy_pieces(targets_P: I64, sources_P: I64, sizes_P: I64) -> None:
+    """Copy so many bytes from each address to another; without the interpreter's lock."""
+    for piece in range(len(sizes_P)):
+        copy_bytes(targets_P[piece], sources_P[piece], sizes_P[piece])
+
+
+@compiled
+def _pack(rows_G1: I64, triplets_G1: I64, columns: tuple[U8, ...]) -> tuple[I64, U8]:
+    """[G, 3] where each record begins, its rows and triplets; the records."""
+    row_ids, identity_ids, anchors, positives, negatives, ap, an, tiers = columns
+    num_groups = len(rows_G1) - 1
+    groups_G3 = np.empty((num_groups, 3), np.int64)
+    size = 0
+    for group in range(num_groups):
+        num_rows = rows_G1[group + 1] - rows_G1[group]
+        num_triplets = triplets_G1[group + 1] - triplets_G1[group]
+        groups_G3[group] = size, num_rows, num_triplets
+        size += 12 * num_rows + 21 * num_triplets
+    content = np.empty(size, np.uint8)
+    at = 0
+    for group in range(num_groups):
+        _, num_rows, num_triplets = groups_G3[group]
+        at = _append(content, at, row_ids, 8 * rows_G1[group], 8 * num_rows)
+        at = _append(content, at, identity_ids, 4 * rows_G1[group], 4 * num_rows)
+        for column in (anchors, positives, negatives, ap, an):
+            at = _append(content, at, column, 4 * triplets_G1[group], 4 * num_triplets)
+        at = _append(content, at, tiers, triplets_G1[group], num_triplets)
+    return groups_G3, content
+
+
+@compiled
+def _append(content: U8, at: int, column: U8, begin: int, num_bytes: int) -> int:
+    content[at : at + num_bytes] = column[begin : begin + num_bytes]
+    return at + num_bytes
+
+
+@compiled
+def _rows_of(groups_G3: I64, groups_S: I64, begins_B1: I64) -> I64:
+    num_rows_B = np.zeros(len(begins_B1) - 1, np.int64)
+    for batch in range(len(num_rows_B)):
+        for place in range(begins_B1[batch], begins_B1[batch + 1]):
+            num_rows_B[batch] += groups_G3[groups_S[place], 1]
+    return num_rows_B
+
+
+@compiled
 def _varint_bytes(number: int) -> int:
     num_bytes = 1
     while number > 127:
@@ -173,13 +230,14 @@ def _varint_bytes(number: int) -> int:
 
 
 @compiled
-def _put_varint(out: U8, at: int, number: int) -> int:
+def _put_varint(to: int, number: int) -> int:
+    """What comes behind it."""
     while number > 127:
-        out[at] = np.uint8(number & 127 | 128)
-        at += 1
+        put_byte(to, number & 127 | 128)
+        to += 1
         number >>= 7
-    out[at] = np.uint8(number)
-    return at + 1
+    put_byte(to, number)
+    return to + 1
 
 
 @compiled
@@ -191,27 +249,33 @@ def _content_bytes(column: int, num_groups: int, totals_3: I64) -> int:
 
 
 @compiled
-def _measure(
-    columns: RoundBytes, groups_S: I64, shares_B2: I64, values_BF: I64, following_B: I64
+def _measure(  # noqa: PLR0913, PLR0917 - compiled: no keywords
+    groups_G3: I64,
+    strategy: U8,
+    groups_S: I64,
+    shares_B2: I64,
+    values_BF: I64,
+    following_B: I64,
 ) -> tuple[I64, I64]:
     """[B, 3] rows, triplets and bytes of the fields but payload; [B] bytes of the whole."""
     totals_B3 = np.zeros((len(shares_B2), 3), np.int64)
     sizes_B = np.zeros(len(shares_B2), np.int64)
-    rows_G1, triplets_G1 = columns.row_offsets_G1, columns.triplet_offsets_G1
-    num_strategy = len(columns.strategy)
     for batch in range(len(shares_B2)):
         begin, end = shares_B2[batch]
+        num_rows, num_triplets = 0, 0
         for place in range(begin, end):
             group = groups_S[place]
-            totals_B3[batch, 0] += rows_G1[group + 1] - rows_G1[group]
-            totals_B3[batch, 1] += triplets_G1[group + 1] - triplets_G1[group]
+            num_rows += groups_G3[group, 1]
+            num_triplets += groups_G3[group, 2]
+        totals_B3[batch, 0], totals_B3[batch, 1] = num_rows, num_triplets
         num_bytes = 0
         for field in range(len(_FIELD_TAGS)):
             if values_BF[batch, field]:  # protobuf leaves zeros out
                 num_bytes += _varint_bytes(_FIELD_TAGS[field])
                 num_bytes += _varint_bytes(values_BF[batch, field])
-        if num_strategy:
-            num_bytes += _varint_bytes(_STRATEGY_TAG) + _varint_bytes(num_strategy) + num_strategy
+        if len(strategy):
+            num_bytes += _varint_bytes(_STRATEGY_TAG)
+            num_bytes += _varint_bytes(len(strategy)) + len(strategy)
         for column in range(len(_COLUMN_TAGS)):
             content = _content_bytes(column, end - begin, totals_B3[batch])
             if content:
@@ -224,94 +288,88 @@ def _measure(
 
 @compiled
 def _encode(  # noqa: PLR0913, PLR0917 - compiled: no keywords
-    columns: RoundBytes,
+    groups_G3: I64,
+    strategy: U8,
     groups_S: I64,
     shares_B2: I64,
     values_BF: I64,
     totals_B3: I64,
     following_B: I64,
-    first_batch: int,
-    out: U8,
-    begins_b: I64,
-    ends_b: I64,
+    records: int,
+    targets_B: I64,
 ) -> None:
-    at, strategy = 0, columns.strategy
     columns_at = np.zeros(len(_COLUMN_TAGS), np.int64)
-    for place_of_batch in range(len(begins_b)):
-        batch = first_batch + place_of_batch
+    for batch in range(len(targets_B)):
+        at = targets_B[batch]
         begin, end = shares_B2[batch]
-        at = _put_varint(out, at, _BATCHES_TAG)
-        at = _put_varint(out, at, totals_B3[batch, 2] + following_B[batch])
-        begins_b[place_of_batch] = at
+        at = _put_varint(at, _BATCHES_TAG)
+        at = _put_varint(at, totals_B3[batch, 2] + following_B[batch])
         for field in range(len(_FIELD_TAGS)):
             if values_BF[batch, field]:
-                at = _put_varint(out, at, _FIELD_TAGS[field])
-                at = _put_varint(out, at, values_BF[batch, field])
+                at = _put_varint(at, _FIELD_TAGS[field])
+                at = _put_varint(at, values_BF[batch, field])
         if len(strategy):
-            at = _put_varint(out, at, _STRATEGY_TAG)
-            at = _put_varint(out, at, len(strategy))
-            copy_bytes(out, at, strategy, 0, len(strategy))
-            at += len(strategy)
+            at = _put_varint(at, _STRATEGY_TAG)
+            at = _put_varint(at, len(strategy))
+            for character in strategy:
+                put_byte(at, np.int64(character))
+                at += 1
         for column in range(len(_COLUMN_TAGS)):
             content = _content_bytes(column, end - begin, totals_B3[batch])
             if content:
-                at = _put_varint(out, at, _COLUMN_TAGS[column])
-                at = _put_varint(out, at, content)
+                at = _put_varint(at, _COLUMN_TAGS[column])
+                at = _put_varint(at, content)
             columns_at[column] = at
             at += content
-        ends_b[place_of_batch] = at
-        _put_groups(columns, groups_S, begin, end, out, columns_at)
+        _put_groups(groups_G3, records, groups_S, begin, end, columns_at)
 
 
 @compiled
-def _put_groups(  # noqa: PLR0913, PLR0917 - compiled: no keywords; locals are faster
-    columns: RoundBytes, groups_S: I64, begin: int, end: int, out: U8, columns_at: I64
+def _put_groups(  # noqa: PLR0913, PLR0917 - compiled: no keywords
+    groups_G3: I64, records: int, groups_S: I64, begin: int, end: int, columns_at: I64
 ) -> None:
-    rows_G1, triplets_G1 = columns.row_offsets_G1, columns.triplet_offsets_G1
-    row_ids, identity_ids = columns.row_ids, columns.identity_ids
-    anchors_T, positives_T = columns.anchors_T, columns.positives_T
-    negatives_T, tiers = columns.negatives_T, columns.tiers
-    similarities_ap, similarities_an = columns.similarities_ap, columns.similarities_an
-    at_rows, at_identities, at_offsets = columns_at[0], columns_at[1], columns_at[2]
-    at_anchors, at_positives, at_negatives = columns_at[3], columns_at[4], columns_at[5]
-    at_ap, at_an, at_tiers = columns_at[6], columns_at[7], columns_at[8]
+    to_rows, to_identities, to_offsets = columns_at[0], columns_at[1], columns_at[2]
+    to_anchors, to_positives, to_negatives = columns_at[3], columns_at[4], columns_at[5]
+    to_ap, to_an, to_tiers = columns_at[6], columns_at[7], columns_at[8]
     last_place, rows_before = len(groups_S) - 1, 0
-    put_int32(out, at_offsets, 0)
+    put_int32(to_offsets, 0)
     for place in range(begin, end):
-        coming = groups_S[min(place + _AHEAD, last_place)]
-        first = rows_G1[coming]
-        prefetch(row_ids, 8 * first)
-        prefetch(row_ids, 8 * first + 64)
-        prefetch(identity_ids, 4 * first)
-        first = triplets_G1[coming]
-        prefetch(anchors_T, first)
-        prefetch(positives_T, first)
-        prefetch(negatives_T, first)
-        prefetch(similarities_ap, 4 * first)
-        prefetch(similarities_an, 4 * first)
-        prefetch(tiers, first)
+        coming = records + groups_G3[groups_S[min(place + _AHEAD, last_place)], 0]
+        prefetch(coming)
+        prefetch(coming + _LINE)
+        prefetch(coming + 2 * _LINE)
+        prefetch(coming + 3 * _LINE)
         group = groups_S[place]
-        first, count = rows_G1[group], rows_G1[group + 1] - rows_G1[group]
-        copy_bytes(out, at_rows, row_ids, 8 * first, 8 * count)
-        at_rows += 8 * count
-        copy_bytes(out, at_identities, identity_ids, 4 * first, 4 * count)
-        at_identities += 4 * count
-        first, last = triplets_G1[group], triplets_G1[group + 1]
-        for triplet in range(first, last):
-            at = 4 * (triplet - first)
-            put_int32(out, at_anchors + at, rows_before + anchors_T[triplet])
-            put_int32(out, at_positives + at, rows_before + positives_T[triplet])
-            put_int32(out, at_negatives + at, rows_before + negatives_T[triplet])
-        num_bytes = 4 * (last - first)
-        at_anchors += num_bytes
-        at_positives += num_bytes
-        at_negatives += num_bytes
-        copy_bytes(out, at_ap, similarities_ap, 4 * first, num_bytes)
-        at_ap += num_bytes
-        copy_bytes(out, at_an, similarities_an, 4 * first, num_bytes)
-        at_an += num_bytes
-        copy_bytes(out, at_tiers, tiers, first, last - first)
-        at_tiers += last - first
-        rows_before += count
-        at_offsets += 4
-        put_int32(out, at_offsets, rows_before)
+        source, num_rows = records + groups_G3[group, 0], groups_G3[group, 1]
+        num_triplets = groups_G3[group, 2]
+        for offset in range(0, 2 * num_rows, BLOCK):
+            copy_block(to_rows + 4 * offset, source + 4 * offset, 2 * num_rows - offset, 0)
+        source += 8 * num_rows
+        to_rows += 8 * num_rows
+        for offset in range(0, num_rows, BLOCK):
+            copy_block(to_identities + 4 * offset, source + 4 * offset, num_rows - offset, 0)
+        source += 4 * num_rows
+        to_identities += 4 * num_rows
+        num_bytes = 4 * num_triplets
+        for offset in range(0, num_triplets, BLOCK):
+            at, rest = source + 4 * offset, num_triplets - offset
+            copy_block(to_anchors + 4 * offset, at, rest, rows_before)
+            at += num_bytes
+            copy_block(to_positives + 4 * offset, at, rest, rows_before)
+            at += num_bytes
+            copy_block(to_negatives + 4 * offset, at, rest, rows_before)
+            at += num_bytes
+            copy_block(to_ap + 4 * offset, at, rest, 0)
+            at += num_bytes
+            copy_block(to_an + 4 * offset, at, rest, 0)
+        source += 5 * num_bytes
+        copy_bytes(to_tiers, source, num_triplets)
+        to_anchors += num_bytes
+        to_positives += num_bytes
+        to_negatives += num_bytes
+        to_ap += num_bytes
+        to_an += num_bytes
+        to_tiers += num_triplets
+        rows_before += num_rows
+        to_offsets += 4
+        put_int32(to_offsets, rows_before)

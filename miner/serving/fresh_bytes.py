@@ -8,27 +8,20 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 __all__ = ["fresh_bytes"]
 
 _new: Any = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new.argtypes, _new.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
 _address: Any = ctypes.pythonapi.PyBytes_AsString
 _address.argtypes, _address.restype = (ctypes.py_object,), ctypes.c_void_p
-_view: Any = ctypes.pythonapi.PyMemoryView_FromMemory
-_view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-_view.restype = ctypes.py_object
-_PY_BUF_WRITE = 0x200
 
 
-def fresh_bytes(num_bytes: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
-    """So many bytes of any content, at least 2, and an array over them to write them with.
+def fresh_bytes(num_bytes: int) -> tuple[bytes, int]:
+    """So many bytes of any content, at least 2, and where they lie, to write them there.
 
-    The array is for the caller alone, while it has the bytes and before anybody else gets them.
+    They are for the caller alone to write, while it has them and before anybody else gets them.
     """
     if num_bytes < 2:
         raise ValueError(f"{num_bytes} bytes: the interpreter shares those below 2")
     fresh: bytes = _new(None, num_bytes)
-    return fresh, np.frombuffer(_view(_address(fresh), num_bytes, _PY_BUF_WRITE), np.uint8)
+    return fresh, _address(fresh)

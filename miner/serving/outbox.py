@@ -1,4 +1,4 @@
-"""The hand-over between the assembler of one stream and its writer, bounded in bytes.
+"""The hand-over between the assembler of one stream and its writer, and the wait for it.
 
 It knows nothing of plans, nor of what is in a message. One task puts, one takes; both on the event
 loop.
@@ -6,6 +6,7 @@ loop.
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = ["Outbox", "Wait"]
@@ -20,29 +21,27 @@ class Wait:
 
 
 class Outbox:
-    """Messages that are ready to be sent.
+    """Messages that are ready to be sent; its producer waits until they are."""
 
-    A writer that keeps up gets each at once; for one that does not, messages gather up to
-    ``max_bytes`` (or one, if that is larger), which is what a stalled client costs here.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self) -> None:
         self._messages: deque[bytes] = deque()
-        self._num_bytes = 0
         self._closed = False
         self._ready = asyncio.Event()  # something to take, or closed
-        self._room = asyncio.Event()  # something was taken, or closed
+        self._sent = asyncio.Event()  # one to take at most, or closed
+        self._sent.set()
 
-    async def put(self, message: bytes) -> None:
-        """Add a message, waiting until it fits; dropped if the outbox is closed."""
-        while self._messages and self._num_bytes + len(message) > self._max_bytes:
-            self._room.clear()
-            await self._room.wait()
+    def put(self, messages: Iterable[bytes]) -> None:
+        """Add messages; they are dropped if the outbox is closed."""
         if not self._closed:
-            self._messages.append(message)
-            self._num_bytes += len(message)
+            self._messages.extend(messages)
+        if self._messages:
             self._ready.set()
+        if len(self._messages) > 1 and not self._closed:
+            self._sent.clear()
+
+    async def sent(self) -> None:
+        """Wait until no more than one message is left, or the outbox is closed."""
+        await self._sent.wait()
 
     async def take(self, timeout_s: float, max_bytes: int) -> list[bytes] | None:
         """The next message and what is ready behind it, up to ``max_bytes`` together.
@@ -63,8 +62,8 @@ class Outbox:
         while self._messages and num_bytes + len(self._messages[0]) <= max_bytes:
             taken.append(self._messages.popleft())
             num_bytes += len(taken[-1])
-        self._num_bytes -= num_bytes
-        self._room.set()
+        if len(self._messages) <= 1:
+            self._sent.set()
         if not self._messages and not self._closed:
             self._ready.clear()
         return taken
@@ -73,4 +72,4 @@ class Outbox:
         """Accept no more; what is ready can still be taken."""
         self._closed = True
         self._ready.set()
-        self._room.set()
+        self._sent.set()

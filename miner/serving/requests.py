@@ -32,7 +32,7 @@ __all__ = [
     "watch_interval_s",
 ]
 
-MAX_STEPS = 4096
+MAX_STEPS = 65_536
 MAX_NEGATIVES, MAX_FOUND = 1024, 262_144
 """Of a query, and of all queries together: an answer of 4 MB."""
 MAX_SAMPLES = 65_536

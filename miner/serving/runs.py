@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 MAX_STRIDES_AHEAD = 64
 _CLOCKS_APART_S = time.time() - time.monotonic()
-_STRIDES_IN_MEMORY = 256  # of some kilobytes; all ranks that resume read the same ones
+_STRIDES_IN_MEMORY = 1024  # of a kilobyte each; all ranks that resume read the same ones
 
 
 class Run:

@@ -6,8 +6,10 @@ and asked for again.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -53,7 +55,8 @@ class TripletStream:
         self._run = run
         self._request = request
         self._max_message_bytes = max_message_bytes
-        self._outbox = Outbox(max_message_bytes * AHEAD)
+        self._outbox = Outbox()
+        self._held: list[bytes] = []  # made, and not handed over yet
         largest = (
             max_message_bytes if request.with_payload else run.parameters.batch_rows * ROW_BYTES
         )
@@ -70,26 +73,21 @@ class TripletStream:
         """
         step = self._request.first_step
         stop = step + self._request.num_steps
-        making = self._begin(step, stop)
         try:
-            while not self._ended_early:
-                made = await making
+            while step < stop and not self._ended_early:
+                made = await self._next(step, min(stop - step, self._at_a_time))
                 step += made.steps.num_steps
                 num_bytes = sum(map(len, made.messages))
                 self._at_a_time = self._enough_after(made, num_bytes)
-                # Made while these are sent; but not beside a batch that is larger than the outbox.
-                is_ahead = step < stop and num_bytes <= AHEAD * self._max_message_bytes
-                if is_ahead:
-                    making = self._begin(step, stop)
-                for message in made.messages:
-                    await self._outbox.put(message)
-                if step == stop:
-                    break
-                if not is_ahead:
-                    del made
-                    making = self._begin(step, stop)
+                await self._outbox.sent()
+                self._held = made.messages
+                del made
+                if num_bytes > AHEAD * self._max_message_bytes:  # nothing is made beside it
+                    self._hand_over()
+                    await self._outbox.sent()
+            self._hand_over()
         finally:
-            making.cancel()
+            self._hand_over()  # the steps before one that is impossible
             self._outbox.close()
 
     async def next_message(self, heartbeat_s: float) -> bytes | None:
@@ -113,30 +111,40 @@ class TripletStream:
         self._ended_early = True
         self._outbox.close()
 
-    def _begin(self, step: int, stop: int) -> asyncio.Task[Made]:
-        making = asyncio.create_task(self._next(step, min(stop - step, self._at_a_time)))
-        making.add_done_callback(_look_at)
-        return making
+    def _hand_over(self) -> None:
+        """Let the writer have what is made."""
+        messages, self._held = self._held, []
+        self._outbox.put(messages)
 
     def _enough_after(self, made: Made, num_bytes: int) -> int:
         """Steps for as many messages as are made at a time, if they are like those."""
         num_messages = min(AHEAD, 1 + len(made.messages))  # few at first: the client waits
-        return num_messages * max(1, self._max_message_bytes * made.steps.num_steps // num_bytes)
+        step_bytes = max(1, num_bytes // made.steps.num_steps)
+        in_a_message = max(1, self._max_message_bytes // step_bytes)
+        message_bytes = step_bytes * in_a_message
+        return in_a_message * max(1, num_messages * self._max_message_bytes // message_bytes)
 
     async def _next(self, step: int, most: int) -> Made:
-        """This step and some that follow it."""
+        """This step and some that follow it; what was made before goes out meanwhile.
+
+        It goes out when copying begins, or else the writer would keep the interpreter's lock and
+        copying would not begin before all is written.
+        """
         loop = asyncio.get_running_loop()
         self._wait = Wait(step, "its batch is being read")
+        if self._request.with_payload or step >= self._run.planned_steps:
+            self._hand_over()  # the disk may let it wait
         while True:
             begin_s = time.monotonic()
-            made = await loop.run_in_executor(self._source.pool, self._make, step, most)
+            made = await loop.run_in_executor(self._source.pool, self._make, step, most, loop)
             if not isinstance(made, Waiting):
                 return made
+            self._hand_over()
             self._wait = Wait(step, made.reason)
             await asyncio.sleep(POLL_S)
             self._source.meters.waited("round", time.monotonic() - begin_s)
 
-    def _make(self, step: int, most: int) -> Made | Waiting:
+    def _make(self, step: int, most: int, loop: asyncio.AbstractEventLoop) -> Made | Waiting:
         """Plan (durably) and assemble some steps. Blocks; runs in the pool."""
         reach("streams.batch.begin")
         source, request = self._source, self._request
@@ -150,13 +158,13 @@ class TripletStream:
             request.with_payload,
             max_bytes=self._max_message_bytes,
             enough_bytes=AHEAD * self._max_message_bytes,
+            before_copying=lambda: _in_loop(loop, self._hand_over),
         )
         reach("streams.batch.made")
         source.meters.made_steps(made.steps.staleness_B, made.steps.over_stale_B)
         return made
 
 
-def _look_at(task: asyncio.Task[Made]) -> None:
-    """An error in what nobody waits for any more is no news."""
-    if not task.cancelled():
-        task.exception()
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop ended
+        loop.call_soon_threadsafe(call)

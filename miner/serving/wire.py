@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from miner.serving.encode import Batches, varint
+from miner.serving.encode import Batches, copy_pieces, varint
 from miner.serving.fresh_bytes import fresh_bytes
 from protos.coalface.v1 import mining_pb2
 
@@ -22,27 +23,34 @@ Pieces = Sequence[memoryview]
 """Which one after the other are something whole."""
 
 
-def messages_of(batches: Batches, payloads: Sequence[Pieces], max_bytes: int) -> list[bytes]:
+def messages_of(
+    batches: Batches,
+    payloads: Sequence[Pieces],
+    max_bytes: int,
+    before_copying: Callable[[], None] | None = None,
+) -> list[bytes]:
     """Encoded StreamTripletsResponses: of as many batches as fit, or of parts of one that does not.
 
     Args:
         batches: The batches.
         payloads: Of each, its payload's field; empty: no batch has one.
         max_bytes: Of a message.
+        before_copying: Called when only memory is left to be filled, without the interpreter's
+            lock.
     """
+    layout = _Layout(batches, payloads)
     behind_B1 = np.concatenate(([0], np.cumsum(batches.sizes_B)))
-    messages: list[bytes] = []
     first = 0
     while first < len(batches.sizes_B):
         room = behind_B1[first] + max_bytes
         stop = int(np.searchsorted(behind_B1, room, side="right")) - 1
         if stop > first:
-            messages.append(_whole(batches, first, stop, payloads))
+            layout.put_whole(first, stop)
         else:
             stop = first + 1
-            messages += _parts(batches, first, payloads[first] if payloads else (), max_bytes)
+            layout.put_parts(first, max_bytes)
         first = stop
-    return messages
+    return layout.filled(before_copying)
 
 
 def joined(messages: list[bytes]) -> list[bytes]:
@@ -52,46 +60,69 @@ def joined(messages: list[bytes]) -> list[bytes]:
     return [b"".join(messages)]
 
 
-def _whole(batches: Batches, first: int, stop: int, payloads: Sequence[Pieces]) -> bytes:
-    if not payloads:
-        message, out = fresh_bytes(int(batches.sizes_B[first:stop].sum()))
-        batches.encode(first, stop, out)
-        return message
-    pieces: list[memoryview] = []
-    for batch in range(first, stop):
-        content, _ = _encoded(batches, batch)
-        pieces += (content, *payloads[batch])
-    return _joined(pieces)
+class _Layout:
+    """Where in the memory of which message everything goes, before any of it is written."""
 
+    def __init__(self, batches: Batches, payloads: Sequence[Pieces]) -> None:
+        self._batches = batches
+        self._payloads = payloads
+        self._messages: list[bytes] = []
+        self._targets_B = np.empty(len(batches.sizes_B), np.int64)
+        self._to_copy: list[tuple[int, Pieces]] = []  # an address, and what goes there
+        self._kept: list[Any] = []  # memory that is copied from
 
-def _parts(batches: Batches, batch: int, payload: Pieces, max_bytes: int) -> Iterator[bytes]:
-    content, begin = _encoded(batches, batch)
-    pieces = [content[begin:], *payload]
-    step, total, offset = int(batches.values.step[batch]), sum(map(len, pieces)), 0
-    for part in _cut(pieces, max_bytes - PART_FRAME):
-        num_bytes = sum(map(len, part))
-        numbers = mining_pb2.BatchPart(step=step, offset=offset, total_bytes=total)
-        head = numbers.SerializeToString() + _CONTENT + varint(num_bytes)
-        frame = _PART + varint(len(head) + num_bytes) + head
-        yield _joined([memoryview(frame), *part])
-        offset += num_bytes
+    def put_whole(self, first: int, stop: int) -> None:
+        """One message of batches ``[first, stop)``."""
+        sizes_b, following_b = (
+            of_all[first:stop] for of_all in (self._batches.sizes_B, self._batches.following_B)
+        )
+        ends_b = np.cumsum(sizes_b)
+        address = self._message(int(ends_b[-1]))
+        self._targets_B[first:stop] = ends_b - sizes_b + address
+        if self._payloads:
+            payloads_at = (ends_b - following_b + address).tolist()
+            self._to_copy += zip(payloads_at, self._payloads[first:stop], strict=True)
 
+    def put_parts(self, batch: int, max_bytes: int) -> None:
+        """Messages of up to ``max_bytes`` with parts of one batch."""
+        batches = self._batches
+        content = np.empty(int(batches.sizes_B[batch] - batches.following_B[batch]), np.uint8)
+        self._kept.append(content)
+        self._targets_B[batch] = content.ctypes.data
+        pieces = [memoryview(content.data)[int(batches.frames_B[batch]) :]]
+        pieces += self._payloads[batch] if self._payloads else ()
+        step, total, offset = int(batches.values.step[batch]), sum(map(len, pieces)), 0
+        for part in _cut(pieces, max_bytes - PART_FRAME):
+            num_bytes = sum(map(len, part))
+            numbers = mining_pb2.BatchPart(step=step, offset=offset, total_bytes=total)
+            head = numbers.SerializeToString() + _CONTENT + varint(num_bytes)
+            frame = _PART + varint(len(head) + num_bytes) + head
+            self._to_copy.append(
+                (self._message(len(frame) + num_bytes), [memoryview(frame), *part])
+            )
+            offset += num_bytes
 
-def _encoded(batches: Batches, batch: int) -> tuple[memoryview, int]:
-    """A batch without its payload, and where it begins behind its frame."""
-    content = np.empty(int(batches.sizes_B[batch] - batches.following_B[batch]), np.uint8)
-    (begin,), _ = batches.encode(batch, batch + 1, content)
-    return memoryview(content.data), int(begin)
+    def filled(self, before_copying: Callable[[], None] | None) -> list[bytes]:
+        """The messages."""
+        sources, targets, sizes = [], [], []
+        for target, pieces in self._to_copy:
+            at = target
+            for piece in pieces:
+                sources.append(np.frombuffer(piece, np.uint8).ctypes.data)
+                targets.append(at)
+                sizes.append(len(piece))
+                at += len(piece)
+        copies = [np.array(numbers, np.int64) for numbers in (targets, sources, sizes)]
+        if before_copying is not None:
+            before_copying()
+        self._batches.encode(self._targets_B)
+        copy_pieces(*copies)
+        return self._messages
 
-
-def _joined(pieces: Pieces) -> bytes:
-    """As ``b"".join``, without the interpreter's lock."""
-    message, out = fresh_bytes(sum(map(len, pieces)))
-    at = 0
-    for piece in pieces:
-        out[at : at + len(piece)] = piece
-        at += len(piece)
-    return message
+    def _message(self, num_bytes: int) -> int:
+        message, address = fresh_bytes(num_bytes)
+        self._messages.append(message)
+        return address
 
 
 def _cut(pieces: Pieces, size: int) -> Iterator[list[memoryview]]:

@@ -46,7 +46,7 @@ NUM_GROUPS = 8192
 SAMPLE_BYTES = 2048
 STRIDE_STEPS = 32
 ENOUGH_BYTES = 150 * 10**6
-MOST_STEPS = 4096
+MOST_STEPS = 16_384
 GOALS = {False: 0.6, True: 0.5}
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
 

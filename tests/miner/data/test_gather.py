@@ -1,5 +1,6 @@
 """Items gathered from many mapped batches are those that Arrow takes."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,22 @@ def test_gathered_items_are_those_that_arrow_takes(data: st.DataObject, kind: An
     places = [(number, item) for number, chunk in enumerate(values) for item in range(len(chunk))]
     asked = data.draw(st.lists(st.sampled_from(places), max_size=12)) if places else []
     chunk_ids, items = np.array(asked, np.int64).reshape(-1, 2).T
-    taken = gather.take(np.ascontiguousarray(chunk_ids), np.ascontiguousarray(items))
-    taken.validate(full=True)
-    assert taken.equals(pa.array([chunks[c][i].as_py() for c, i in asked], kind))
+    cuts = data.draw(st.lists(st.integers(0, len(asked)), max_size=3))
+    ends = np.array([0, *sorted(cuts), len(asked)])
+    where = np.ascontiguousarray(chunk_ids), np.ascontiguousarray(items)
+    parts = gather.take(*where, ends)
+    assert parts is not None
+    for part, (begin, end) in zip(parts, pairwise(ends), strict=True):
+        part.validate(full=True)
+        assert part.equals(pa.array([chunks[c][i].as_py() for c, i in asked[begin:end]], kind))
+    items_asked = [values[c][i] for c, i in asked]
+    if pa.types.is_binary(kind):
+        num_bytes = [len(item) for item in items_asked]
+    elif pa.types.is_string(kind):
+        num_bytes = [len(item.encode()) for item in items_asked]
+    else:
+        num_bytes = [kind.bit_width // 8] * len(asked)
+    assert gather.item_bytes(*where).tolist() == num_bytes
 
 
 @pytest.mark.parametrize("kind", OTHERS, ids=str)
@@ -55,8 +69,9 @@ def test_more_bytes_than_an_array_can_hold_are_left_to_arrow(
     gather = ColumnGather.of([pa.array([b"abcd"])])
     assert gather is not None
     twice = np.zeros(2, np.int64)
-    assert gather.take(twice[:1], twice[:1]).to_pylist() == [b"abcd"]
-    assert gather.take(twice, twice) is None
+    (alone,) = gather.take(twice[:1], twice[:1], np.array([0, 1])) or []
+    assert alone.to_pylist() == [b"abcd"]
+    assert gather.take(twice, twice, np.array([0, 2])) is None
 
 
 def test_offsets_that_lead_outside_are_damage_and_no_crash(tmp_path: Path) -> None:
@@ -79,3 +94,5 @@ def test_offsets_that_lead_outside_are_damage_and_no_crash(tmp_path: Path) -> No
     for row in (49, 50):
         with pytest.raises(DatasetError, match=r"payload\.arrow: an item lies outside its column"):
             store.read(np.array([row]))
+        with pytest.raises(DatasetError, match=r"payload\.arrow: an item lies outside its column"):
+            store.row_bytes(np.array([row]))

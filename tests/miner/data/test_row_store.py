@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ def test_read_gives_each_row_asked_for_in_order_with_repeats(
     batch = store.read(np.array(row_ids, np.int64))
     assert batch.schema == store.schema
     assert batch.to_pylist() == expected_rows(table, row_ids)
+
+
+@given(row_ids=st.lists(st.integers(0, NUM_ROWS - 1), max_size=30), data=st.data())
+def test_parts_that_are_read_together_have_the_bytes_of_each_by_itself(
+    store: RowStore, row_ids: list[int], data: st.DataObject
+) -> None:
+    cuts = data.draw(st.lists(st.integers(0, len(row_ids)), max_size=4))
+    ends, rows = np.array([0, *sorted(cuts), len(row_ids)]), np.array(row_ids, np.int64)
+    parts = store.read_parts(rows, ends)
+    for part, (begin, end) in zip(parts, pairwise(ends), strict=True):
+        assert part.serialize().equals(store.read(rows[begin:end]).serialize())
 
 
 @given(

@@ -12,11 +12,17 @@ from miner.rounds import RoundDraft, RoundLog, RoundsConfig, RoundWriter
 from miner.types import Groups
 
 
-def make_groups(num_groups: int, *, seed: int = 0, rows: tuple[int, int] = (3, 8)) -> Groups:
-    """Ragged groups of ``rows`` (inclusive bounds) rows, with 0 to 4 triplets each."""
+def make_groups(
+    num_groups: int,
+    *,
+    seed: int = 0,
+    rows: tuple[int, int] = (3, 8),
+    triplets: tuple[int, int] = (0, 4),
+) -> Groups:
+    """Ragged groups of so many rows and triplets each; both bounds are inclusive."""
     rng = np.random.default_rng(seed)
     sizes_G = rng.integers(rows[0], rows[1] + 1, num_groups)
-    triplets_G = rng.integers(0, 5, num_groups)
+    triplets_G = rng.integers(triplets[0], triplets[1] + 1, num_groups)
     num_rows, num_triplets = int(sizes_G.sum()), int(triplets_G.sum())
     size_T = np.repeat(sizes_G, triplets_G)
     return Groups(

@@ -15,7 +15,7 @@ from miner.data import DatasetConfig, RowStore, ingest
 from miner.errors import DamagedRoundError, RequestError, RoundExpiredError, RunConflictError
 from miner.rounds import RoundLog
 from miner.serving.assemble import BatchAssembler
-from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, RoundBytes, varint
+from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, GroupRecords, varint
 from miner.serving.plan import PlannedSteps, RunParameters, order_of
 from miner.serving.runs import RunStore
 from miner.serving.wire import joined, messages_of
@@ -85,18 +85,20 @@ def triplets_by_loops(groups: Groups, group_ids: list[int]) -> list[tuple[int, .
     numbers=st.lists(st.integers(0, 2**62), min_size=9, max_size=9),
     strategy=st.text(max_size=200),
     seed=st.integers(0, 99),
+    most=st.sampled_from([(8, 4), (40, 20), (3, 0)]),
 )
 def test_protobuf_reads_what_is_encoded_and_would_write_the_same(
-    sizes: list[int], numbers: list[int], strategy: str, seed: int
+    sizes: list[int], numbers: list[int], strategy: str, seed: int, most: tuple[int, int]
 ) -> None:
-    groups, rng = make_groups(12, seed=seed), np.random.default_rng(seed)
+    groups = make_groups(12, seed=seed, rows=(3, most[0]), triplets=(0, most[1]))
+    rng = np.random.default_rng(seed)
     taken = rng.integers(0, 12, sum(sizes))
     ends = np.cumsum(sizes)
     shares = np.stack((ends - sizes, ends), axis=1)
     numbers[BatchValues._fields.index("over_stale")] %= 2
     values = dict(zip(BatchValues._fields, numbers, strict=True))
     batches = Batches(
-        RoundBytes.of(groups, strategy), taken, shares, np.array([numbers] * len(sizes))
+        GroupRecords(groups, strategy), taken, shares, np.array([numbers] * len(sizes))
     )
     (message,) = messages_of(batches, [], 2**20)
     assert len(message) == batches.sizes_B.sum()
@@ -141,7 +143,7 @@ def test_messages_hold_the_batches_whole_or_in_parts(
             frame = varint(PAYLOAD_TAG) + varint(len(content))
             fields.append([memoryview(piece) for piece in (frame, *pieces)])
         following = np.array([sum(map(len, field)) for field in fields])
-    batches = Batches(RoundBytes.of(groups, "hardest"), taken, shares, values, following)
+    batches = Batches(GroupRecords(groups, "hardest"), taken, shares, values, following)
     messages = messages_of(batches, fields, most)
     assert max(map(len, messages)) <= most
     found = read(messages)
@@ -300,7 +302,8 @@ def test_samples_are_read_until_there_are_enough_but_of_one_step_at_least(
     )
     batches = read(made.messages)
     assert [batch.step for batch in batches] == made.steps.steps_B.tolist()
-    sizes = [len(batch.payload) for batch in batches]
+    rows = [pa.ipc.open_stream(batch.payload).read_all()["row_id"].to_numpy() for batch in batches]
+    sizes = [int(row_store.row_bytes(row_ids).sum()) for row_ids in rows]
     assert sum(sizes[:-1]) < max(enough, 1)
     assert len(batches) == 16 or sum(sizes) >= enough
 

@@ -121,7 +121,7 @@ def test_open_run_names_the_wrong_field(stub: Any, field: str, value: Any) -> No
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("first_step", -1), ("num_steps", 0), ("num_steps", 4097), ("world_size", 0), ("rank", 1)],
+    [("first_step", -1), ("num_steps", 0), ("num_steps", 65_537), ("world_size", 0), ("rank", 1)],
 )
 def test_stream_triplets_names_the_wrong_field(stub: Any, field: str, value: int) -> None:
     stub.OpenRun(open_request())

@@ -1,14 +1,15 @@
-"""The hand-over of one stream: order, bound, and no delay."""
+"""The hand-over of one stream: order, no delay, and a producer that waits."""
 
 import asyncio
 import time
+from itertools import count
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from miner.serving.outbox import Outbox
 
-LIMIT, TOGETHER = 1000, 700
+TOGETHER = 700
 
 
 def batch(step: int, num_bytes: int) -> bytes:
@@ -19,17 +20,18 @@ def step_of(content: bytes) -> int:
     return int.from_bytes(content[:4], "little")
 
 
-async def pass_through(sizes: list[int], pauses: list[bool]) -> list[list[bytes]]:
-    outbox = Outbox(LIMIT)
+async def pass_through(sizes: list[list[int]], pauses: list[bool]) -> list[list[bytes]]:
+    outbox, steps = Outbox(), count()
 
     async def fill() -> None:
-        for step, size in enumerate(sizes):
-            await outbox.put(batch(step, size))
+        for together in sizes:
+            await outbox.sent()
+            outbox.put([batch(next(steps), size) for size in together])
         outbox.close()
 
     filling = asyncio.create_task(fill())
     messages = []
-    for slow in [*pauses, *[True] * len(sizes), True]:
+    for slow in [*pauses, *[True] * sum(map(len, sizes)), True]:
         if slow:
             for _ in range(len(sizes)):
                 await asyncio.sleep(0)
@@ -43,23 +45,24 @@ async def pass_through(sizes: list[int], pauses: list[bool]) -> list[list[bytes]
 
 
 @given(
-    sizes=st.lists(st.integers(0, 1500), max_size=30),
+    sizes=st.lists(st.lists(st.integers(0, 1500), max_size=6), max_size=8),
     pauses=st.lists(st.booleans(), max_size=40),
 )
 def test_batches_keep_their_order_and_messages_their_bound(
-    sizes: list[int], pauses: list[bool]
+    sizes: list[list[int]], pauses: list[bool]
 ) -> None:
     messages = asyncio.run(pass_through(sizes, pauses))
-    assert [step_of(item) for message in messages for item in message] == list(range(len(sizes)))
+    steps = [step_of(item) for message in messages for item in message]
+    assert steps == list(range(sum(map(len, sizes))))
     for message in messages:
         assert len(message) == 1 or sum(len(item) for item in message) <= TOGETHER
 
 
 def test_a_lone_batch_is_given_at_once() -> None:
     async def scene() -> float:
-        outbox = Outbox(LIMIT)
+        outbox = Outbox()
         begin_s = time.monotonic()
-        await outbox.put(batch(0, 10))
+        outbox.put([batch(0, 10)])
         taken = await outbox.take(5.0, TOGETHER)
         assert taken is not None
         assert len(taken) == 1
@@ -69,20 +72,36 @@ def test_a_lone_batch_is_given_at_once() -> None:
 
 
 def test_nothing_within_the_timeout_is_an_empty_list() -> None:
-    assert asyncio.run(Outbox(LIMIT).take(0.01, TOGETHER)) == []
+    assert asyncio.run(Outbox().take(0.01, TOGETHER)) == []
 
 
-def test_closing_frees_a_blocked_producer_and_keeps_what_is_ready() -> None:
+def test_the_producer_waits_until_the_last_is_being_sent() -> None:
+    async def scene() -> list[bool]:
+        outbox = Outbox()
+        outbox.put([batch(step, 600) for step in range(3)])
+        waiting = asyncio.create_task(outbox.sent())
+        was_free = []
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            was_free.append(waiting.done())
+            await outbox.take(1.0, TOGETHER)
+        return was_free
+
+    assert asyncio.run(scene()) == [False, False, True]
+
+
+def test_closing_frees_a_waiting_producer_and_keeps_what_is_ready() -> None:
     async def scene() -> tuple[list[int], object]:
-        outbox = Outbox(LIMIT)
-        await outbox.put(batch(0, 900))
-        blocked = asyncio.create_task(outbox.put(batch(1, 900)))
+        outbox = Outbox()
+        outbox.put([batch(0, 300), batch(1, 300)])
+        waiting = asyncio.create_task(outbox.sent())
         await asyncio.sleep(0.01)
-        assert not blocked.done()
+        assert not waiting.done()
         outbox.close()
+        outbox.put([batch(2, 10)])  # too late
+        await asyncio.wait_for(waiting, 1.0)
         ready = await outbox.take(1.0, TOGETHER)
-        await asyncio.wait_for(blocked, 1.0)
         assert ready is not None
         return [step_of(item) for item in ready], await outbox.take(1.0, TOGETHER)
 
-    assert asyncio.run(scene()) == ([0], None)
+    assert asyncio.run(scene()) == ([0, 1], None)
