@@ -27,7 +27,7 @@ class Outbox:
         self._messages: deque[bytes] = deque()
         self._closed = False
         self._ready = asyncio.Event()  # something to take, or closed
-        self._sent = asyncio.Event()  # one to take at most, or closed
+        self._sent = asyncio.Event()  # nothing to take, or closed
         self._sent.set()
 
     def put(self, messages: Iterable[bytes]) -> None:
@@ -36,11 +36,11 @@ class Outbox:
             self._messages.extend(messages)
         if self._messages:
             self._ready.set()
-        if len(self._messages) > 1 and not self._closed:
+        if self._messages and not self._closed:
             self._sent.clear()
 
     async def sent(self) -> None:
-        """Wait until no more than one message is left, or the outbox is closed."""
+        """Wait until all was taken, or the outbox is closed."""
         await self._sent.wait()
 
     async def take(self, timeout_s: float, max_bytes: int) -> list[bytes] | None:
@@ -62,7 +62,7 @@ class Outbox:
         while self._messages and num_bytes + len(self._messages[0]) <= max_bytes:
             taken.append(self._messages.popleft())
             num_bytes += len(taken[-1])
-        if len(self._messages) <= 1:
+        if not self._messages:
             self._sent.set()
         if not self._messages and not self._closed:
             self._ready.clear()
