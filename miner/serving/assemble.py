@@ -6,6 +6,7 @@ whole numbers of a batch.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 from threading import Lock
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from miner.compiled import compiled, read_only
 from miner.errors import DamagedRoundError, RequestError, RunConflictError
-from miner.rounds import RoundLog, RoundManifest
+from miner.rounds import RoundLog
 from miner.serving.arrow_stream import stream_pieces
 from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, GroupRecords, varint
 from miner.serving.plan import PlannedSteps, order_of
@@ -64,8 +65,8 @@ class BatchAssembler:
     def __init__(self, log: RoundLog, row_store: RowReader | None) -> None:
         self.log = log
         self.row_store = row_store
-        self._packing = Lock()
-        self._pack = lru_cache(_ROUNDS_IN_MEMORY)(self._packed)
+        self._packing: defaultdict[int, Lock] = defaultdict(Lock)
+        self._packed = lru_cache(_ROUNDS_IN_MEMORY)(self._pack)
 
     def messages(  # noqa: PLR0913 - each is needed
         self,
@@ -96,27 +97,29 @@ class BatchAssembler:
             RequestError: If the rank is wrong, or payload is asked for without a row store.
             RunConflictError: If the first batch has fewer groups than there are ranks.
         """
-        manifest, groups = self._round_of(steps)
+        records = self._records(steps)
         steps = _possible(steps, rank, world_size)
-        groups_S = _groups_of(steps, groups.num_groups)
+        groups_S = _groups_of(steps, records.groups.num_groups)
         sizes_B = steps.sizes_B
-        begins_B1 = np.concatenate(([0], np.cumsum(sizes_B)))
-        first_B, stop_B = sizes_B * rank // world_size, sizes_B * (rank + 1) // world_size
-        shares_B2 = begins_B1[:-1, None] + np.stack((first_B, stop_B), axis=1)
+        begins_B1 = np.zeros(len(sizes_B) + 1, np.int64)
+        np.cumsum(sizes_B, out=begins_B1[1:])
+        first_B = sizes_B * rank // world_size
+        shares_B2 = np.empty((len(sizes_B), 2), np.int64)
+        shares_B2[:, 0] = begins_B1[:-1] + first_B
+        shares_B2[:, 1] = begins_B1[:-1] + sizes_B * (rank + 1) // world_size
         payloads: list[list[memoryview]] = []
         if with_payload:
-            rows_R, ends_B1 = self._payload_rows(groups, groups_S, shares_B2, enough_bytes)
+            rows_R, ends_B1 = self._payload_rows(records.groups, groups_S, shares_B2, enough_bytes)
             if before_copying is not None:
                 before_copying()
                 before_copying = None
             payloads = self._payloads(rows_R, ends_B1)
             steps = steps.first(len(payloads))
         num_steps = steps.num_steps
-        records = self._records(manifest.round_id, manifest.sha256)
         values_BF = np.empty((num_steps, len(BatchValues._fields)), np.int64)
         values = BatchValues(*values_BF.T)
         values.step[:] = steps.steps_B
-        values.round_id[:] = manifest.round_id
+        values.round_id[:] = steps.round.round_id
         values.model_step[:] = steps.round.model_step
         values.staleness_steps[:] = steps.staleness_B
         values.over_stale[:] = steps.over_stale_B
@@ -133,24 +136,20 @@ class BatchAssembler:
         )
         return Made(steps, messages_of(batches, payloads, max_bytes, before_copying))
 
-    def _records(self, round_id: int, sha256: str) -> GroupRecords:
-        with self._packing:  # or all who ask for it at once would pack it
-            return self._pack(round_id, sha256)
-
-    def _packed(self, round_id: int, _sha256: str) -> GroupRecords:
-        manifest, groups = self.log.round(round_id)
-        return GroupRecords(groups, manifest.strategy)
-
-    def _round_of(self, steps: PlannedSteps) -> tuple[RoundManifest, Groups]:
+    def _records(self, steps: PlannedSteps) -> GroupRecords:
+        """Those of the steps' round."""
         planned = steps.round
-        manifest, groups = self.log.round(planned.round_id)
-        if manifest.sha256 != planned.sha256:
+        with self._packing[planned.round_id]:  # or all who ask for it at once would pack it
+            return self._packed(planned.round_id, planned.sha256)
+
+    def _pack(self, round_id: int, sha256: str) -> GroupRecords:
+        manifest, groups = self.log.round(round_id)
+        if manifest.sha256 != sha256:
             raise DamagedRoundError(
-                f"step {steps.first_step} was planned on round {planned.round_id} with digest "
-                f"{planned.sha256}, the log holds one with {manifest.sha256}: rounds were "
-                "replaced; start a run under another run_id"
+                f"the run was planned on round {round_id} with digest {sha256}, the log holds one "
+                f"with {manifest.sha256}: rounds were replaced; start a run under another run_id"
             )
-        return manifest, groups
+        return GroupRecords(groups, manifest.strategy)
 
     def _payload_rows(
         self,
@@ -239,9 +238,9 @@ def _possible(steps: PlannedSteps, rank: int, world_size: int) -> PlannedSteps:
     """The first of the steps that have a group for each rank."""
     if not 0 <= rank < world_size:
         raise RequestError(f"rank: {rank} is not in [0, world_size={world_size})")
-    too_small = np.flatnonzero(steps.sizes_B < world_size)
-    if len(too_small) == 0:
+    if steps.sizes_B.min() >= world_size:
         return steps
+    too_small = np.flatnonzero(steps.sizes_B < world_size)
     if too_small[0] == 0:
         raise RunConflictError(
             f"a batch of {steps.sizes_B[0]} groups cannot be shared among {world_size} ranks, "

@@ -77,10 +77,14 @@ class GroupRecords:
     """A round's groups, what belongs to one in one place: it is fetched at once from memory.
 
     A record has the columns one after the other, but for the offsets, which follow from the batch.
+
+    Attributes:
+        groups: The groups.
     """
 
     def __init__(self, groups: Groups, strategy: str) -> None:
         """Of a round that was mined by that strategy; copies all of it."""
+        self.groups = groups
         self.strategy = read_only(np.frombuffer(strategy.encode(), np.uint8))
         columns = [getattr(groups, f"{name}_{axis}") for name, axis in _RECORD]
         pack: Any = _pack
