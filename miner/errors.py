@@ -115,6 +115,10 @@ class DamagedRoundError(RoundLogError):
     """A sealed chunk or manifest is missing, truncated or does not match its digest."""
 
 
+class DamagedRunError(RoundLogError):
+    """A run's parameters, plan or committed step are not what was written."""
+
+
 class DiskError(RoundLogError):
     """The disk refuses a read or a write; nothing has changed, and later the same may succeed."""
 

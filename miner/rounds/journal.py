@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from miner.errors import RoundLogError
+from miner.errors import DamagedRunError, DiskError
 from miner.failpoints import reach, reach_write
 
 __all__ = ["Journal", "is_record"]
@@ -44,11 +44,11 @@ class Journal:
         An unfinished last record is cut off: nobody was told of it.
 
         Raises:
-            RoundLogError: If a finished record does not match its checksum, or records are gone.
+            DamagedRunError: If a finished record does not match its checksum, or records are gone.
         """
         length = os.fstat(descriptor).st_size
         if length < self.size:
-            raise RoundLogError(
+            raise DamagedRunError(
                 f"{self.path} has shrunk from {self.size} to {length} bytes: records are lost; "
                 "restore the file from a copy"
             )
@@ -73,7 +73,7 @@ class Journal:
             reach_write("journal.append.begin", descriptor, line, self.size)
             written = os.pwrite(descriptor, line, self.size)
             if written < len(line):
-                raise RoundLogError(f"{self.path}: {written} of {len(line)} bytes written")
+                raise DiskError(f"{self.path}: {written} of {len(line)} bytes written")
             reach("journal.append.unsynced")
             os.fsync(descriptor)
         except BaseException:
@@ -86,7 +86,7 @@ class Journal:
         """The record at an offset that `catch_up` or `append` gave.
 
         Raises:
-            RoundLogError: If it does not match its checksum any more.
+            DamagedRunError: If it does not match its checksum any more.
         """
         with self.path.open("rb") as file:
             file.seek(offset)
@@ -95,7 +95,7 @@ class Journal:
     def _decode(self, line: bytes, offset: int) -> dict[str, Any]:
         digest, _, text = line.partition(b" ")
         if digest != _digest(text):
-            raise RoundLogError(
+            raise DamagedRunError(
                 f"{self.path}: the record at byte {offset} does not match its checksum; restore "
                 "the file from a copy, or start a run under another run_id"
             )

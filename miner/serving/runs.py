@@ -26,8 +26,8 @@ import numpy as np
 from miner.errors import (
     CoalfaceError,
     DamagedRoundError,
+    DamagedRunError,
     DiskError,
-    RoundLogError,
     RunConflictError,
     StepRangeError,
     UnknownRunError,
@@ -75,7 +75,7 @@ class Run:
         try:
             self.parameters = RunParameters(**decode_object(path.read_bytes(), RUN_KEYS))
         except (FileNotFoundError, ValueError, TypeError) as exc:
-            raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
+            raise DamagedRunError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
         except OSError as exc:
             raise DiskError(f"{path} cannot be read: {exc}") from exc
         with self._exclusive():
@@ -91,7 +91,7 @@ class Run:
         """Steps [0, committed_step) are in a durable checkpoint of the trainer.
 
         Raises:
-            RoundLogError: If what was written about it is damaged.
+            DamagedRunError: If what was written about it is damaged.
             DiskError: If it cannot be read.
         """
         path = self._folder / "COMMITTED"
@@ -102,7 +102,7 @@ class Run:
         except OSError as exc:
             raise DiskError(f"{path} cannot be read: {exc}") from exc
         except ValueError as exc:
-            raise RoundLogError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
+            raise DamagedRunError(f"{path} cannot be read: {exc}; restore it from a copy") from exc
 
     def plan_some(self, step: int, most: int, log: RoundLog) -> PlannedSteps | Waiting:
         """Which groups feed ``step``; the same answer for ever, to every rank, after any restart.
@@ -115,7 +115,7 @@ class Run:
             StepRangeError: If ``step`` is negative or more than 64 strides ahead of the plan.
             RunConflictError: If a group of the newest round does not fit the run's batches.
             DamagedRoundError: If the log is not the one that the run was planned on.
-            RoundLogError: If the plan is damaged.
+            DamagedRunError: If the plan is damaged.
             DiskError: If it cannot be read or written.
         """
         self._require_reachable(step)
@@ -167,7 +167,7 @@ class Run:
         """Rounds that feed steps from the committed one on, and the one being continued.
 
         Raises:
-            RoundLogError, DiskError: As `committed_step`, and of the plan.
+            DamagedRunError, DiskError: As `committed_step`, and of the plan.
         """
         with self._exclusive():
             first = bisect_right(self._index, self.committed_step, key=lambda entry: entry[0]) - 1
@@ -206,7 +206,7 @@ class Run:
 
     def _add(self, offset: int, stride: Stride) -> None:
         if stride.first_step != self.planned_steps:
-            raise RoundLogError(
+            raise DamagedRunError(
                 f"{self._journal.path}: the stride at byte {offset} starts at step "
                 f"{stride.first_step}, not at {self.planned_steps}; restore the file from a copy"
             )
@@ -293,7 +293,7 @@ class RunStore:
 
         Raises:
             UnknownRunError: If it was never opened here.
-            RoundLogError: If its files are damaged.
+            DamagedRunError: If its files are damaged.
         """
         with self._lock:
             if run_id not in self._runs:
@@ -319,7 +319,7 @@ class RunStore:
         """Rounds that must stay for the runs that planned or committed within ``idle_run_s``.
 
         Raises:
-            RoundLogError: A run is damaged, so that nobody knows which rounds it needs.
+            DamagedRunError: A run is damaged, so that nobody knows which rounds it needs.
         """
         runs = [self.get(run_id) for run_id in self._names()]
         live = [run for run in runs if run.idle_s() <= idle_run_s]

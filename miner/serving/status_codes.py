@@ -47,6 +47,7 @@ STATUS_CODES: dict[type[errors.CoalfaceError], grpc.StatusCode] = {
     errors.RoundLogError: grpc.StatusCode.INTERNAL,
     errors.DiskError: grpc.StatusCode.UNAVAILABLE,  # a full disk may be emptied: go on asking
     errors.DamagedRoundError: grpc.StatusCode.DATA_LOSS,
+    errors.DamagedRunError: grpc.StatusCode.DATA_LOSS,
     errors.RoundExpiredError: grpc.StatusCode.NOT_FOUND,
     errors.StaleWriterError: grpc.StatusCode.UNAVAILABLE,  # a successor has the log: go there
     errors.RequestError: grpc.StatusCode.INVALID_ARGUMENT,

@@ -219,3 +219,21 @@ def test_a_stream_that_is_starting_does_not_escape_the_drain(
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert dict(error.trailing_metadata())["retry-after-ms"] == "1000"
     assert time.monotonic() - begin_s < 4.0
+
+
+def test_a_damaged_plan_is_data_loss_and_names_its_file(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    first = ServerThread(root)
+    with channel_to(first.address) as channel:
+        assert len(batches_of(stream(opened(channel), 0, 8))) == 8
+    first.stop()
+    (plan,) = root.rglob("plan.jsonl")
+    content = bytearray(plan.read_bytes())
+    content[len(content) // 2] ^= 1
+    plan.write_bytes(content)
+    second = ServerThread(root)
+    with channel_to(second.address) as channel, pytest.raises(grpc.RpcError) as refused:
+        list(stream(mining_pb2_grpc.MiningServiceStub(channel), 0, 8))
+    second.stop()
+    assert refused.value.code() is grpc.StatusCode.DATA_LOSS  # type: ignore[attr-defined]
+    assert "plan.jsonl: the record at byte 0 does not match" in refused.value.details()  # type: ignore[attr-defined]
