@@ -43,12 +43,16 @@ def resolved(config: MinerConfig) -> MinerConfig:
     largest = max(encoder.max_weights_bytes, serving.max_upload_bytes)
     update = {"weights_prefixes": prefixes, "max_weights_bytes": largest}
     encoder = encoder.model_copy(update=update)
-    state_dir = config.state_dir.absolute()
+    folders = {
+        name: folder.absolute()
+        for name in ("state_dir", "store_dir", "snapshots_dir")
+        if (folder := getattr(config, name)) is not None
+    }
     return config.model_copy(
         update={
             "serving": serving,
             "encoder": encoder,
-            "state_dir": state_dir,
+            **folders,
             "metrics": metrics,
         }
     )

@@ -78,7 +78,7 @@ class _Service:
         self._stop = stop
         self._config = config = resolved(config)
         self._log = RoundLog(config.state_dir)
-        self._snapshots = SnapshotStore(config.state_dir / "snapshots")
+        self._snapshots = SnapshotStore(config.snapshots_path)
         self._pool = EmbedPool(
             config.workers, config.encoder, config.store_path, self._snapshots.root
         )
@@ -299,7 +299,8 @@ def _require_same_dataset(log: RoundLog, catalog: Catalog) -> None:
     if mined != catalog.fingerprint:
         raise DatasetError(
             f"the rounds in {log.root} were mined from the dataset with fingerprint {mined[:12]}, "
-            f"the row store now holds {catalog.fingerprint[:12]}: choose another state_dir"
+            f"the row store now holds {catalog.fingerprint[:12]}: choose another state_dir; with "
+            "the snapshots_dir of this one, rows of unchanged files are not embedded again"
         )
 
 

@@ -72,7 +72,7 @@ class MiningServiceActor:
         self._request_id = ""
         self._drain_requested = False
         self._store = RowStore.open(config.store_path)
-        snapshots = SnapshotStore(config.state_dir / "snapshots")
+        snapshots = SnapshotStore(config.snapshots_path)
         self._live = LiveRound(self._log, snapshots, self._store)
         self._changed = threading.Event()
         self._announced: queue.Queue[Announcement] = queue.Queue()

@@ -32,7 +32,11 @@ class CheckedPart:
 
 
 def verify_state(
-    state_dir: Path, store_dir: Path | None = None, *, quick: bool = False
+    state_dir: Path,
+    store_dir: Path | None = None,
+    snapshots_dir: Path | None = None,
+    *,
+    quick: bool = False,
 ) -> Iterator[CheckedPart]:
     """Check log, run plans, row store, snapshots and accepted weights, as far as they are there.
 
@@ -62,7 +66,7 @@ def verify_state(
     store = store_dir or state_dir / "store"
     if store_dir is not None or store.exists():
         yield CheckedPart("row store", list(check_store(store, hash_files=not quick)))
-    snapshots = snapshot_folders(state_dir / "snapshots")
+    snapshots = snapshot_folders(snapshots_dir or state_dir / "snapshots")
     problems = [p for folder in snapshots for p in check_snapshot(folder, hash_rows=not quick)]
     yield CheckedPart(_count(len(snapshots), "snapshot"), problems)
     copies = sorted(copies_folder(state_dir).glob("*.safetensors"))

@@ -15,6 +15,9 @@ def verify(
     store_dir: Annotated[
         Path | None, typer.Option("--store", help="Row store, if not in state_dir.")
     ] = None,
+    snapshots_dir: Annotated[
+        Path | None, typer.Option("--snapshots", help="Snapshots, if not in state_dir.")
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Skip the content of chunks, samples, snapshots, weights."),
@@ -27,7 +30,7 @@ def verify(
     from miner.app.verify import verify_state
 
     num_problems, checked = 0, []
-    for part in verify_state(state_dir, store_dir, quick=quick):
+    for part in verify_state(state_dir, store_dir, snapshots_dir, quick=quick):
         checked.append(part.what)
         num_problems += len(part.problems)
         for problem in part.problems:

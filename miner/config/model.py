@@ -62,6 +62,11 @@ class MinerConfig(BaseModel):
         description="Folder of the row store. None: `store` in state_dir; name it to share one "
         "store between services on the same dataset.",
     )
+    snapshots_dir: Path | None = Field(
+        default=None,
+        description="Folder of the snapshots. None: `snapshots` in state_dir; name it so that a "
+        "service on a dataset that has grown finds the embeddings of the files that it had.",
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Keys every draw of the miner. 0: any will do."
     )
@@ -84,3 +89,8 @@ class MinerConfig(BaseModel):
     def store_path(self) -> Path:
         """Where the row store lies."""
         return self.store_dir or self.state_dir / "store"
+
+    @property
+    def snapshots_path(self) -> Path:
+        """Where the snapshots lie."""
+        return self.snapshots_dir or self.state_dir / "snapshots"

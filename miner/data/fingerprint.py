@@ -1,7 +1,8 @@
 """The dataset's fingerprint: equal datasets, equal fingerprint, wherever they lie.
 
 It covers file names, sizes and row counts, column names and types, and every id and identity. It
-does not cover the bytes of payloads: reading them would cost as much as embedding them.
+does not cover the bytes of payloads: reading them would cost as much as embedding them. Those have
+digests of their own, one a file, which ingestion makes as it reads them.
 Shape legend: N = rows.
 """
 
@@ -13,7 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["fingerprint_dataset"]
+__all__ = ["PayloadDigest", "fingerprint_dataset"]
+
+
+DIGEST_ROWS = 256
+"""Rows that are hashed at a time; another number makes other digests."""
 
 
 def fingerprint_dataset(
@@ -37,6 +42,41 @@ def fingerprint_dataset(
         _hash_array(digest, key)
     digest.update(identity_ids_N.astype("<i4").tobytes())
     return digest.hexdigest()
+
+
+class PayloadDigest:
+    """The sha256 over rows of payload: the same for the same rows, in whatever batches they come.
+
+    It covers the columns' names and types, and the rows one after the other.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._digest = hashlib.sha256(schema.remove_metadata().serialize())
+        self._held: list[pa.RecordBatch] = []
+        self._num_held = 0
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Add rows."""
+        while batch.num_rows:
+            taken = batch.slice(0, DIGEST_ROWS - self._num_held)
+            batch = batch.slice(taken.num_rows)
+            self._held.append(taken)
+            self._num_held += taken.num_rows
+            if self._num_held == DIGEST_ROWS:
+                self._hash_held()
+
+    def sha256(self) -> str:
+        """Of all rows so far, in hex; no more can be added."""
+        if self._num_held:
+            self._hash_held()
+        return self._digest.hexdigest()
+
+    def _hash_held(self) -> None:
+        # Taken anew, rows lie in buffers of their own: what a slice has besides must not matter.
+        rows = pa.concat_batches(self._held)
+        rows = rows.take(pa.array(range(rows.num_rows))).replace_schema_metadata()
+        self._digest.update(rows.serialize())
+        self._held, self._num_held = [], 0
 
 
 def _hash_array(digest: "hashlib._Hash", values: pa.Array) -> None:

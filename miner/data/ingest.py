@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from miner.data.catalog import Catalog, catalog_of
 from miner.data.config import DatasetConfig
+from miner.data.fingerprint import PayloadDigest
 from miner.data.row_store import (
     IDENTITIES,
     MANIFEST,
@@ -90,8 +91,8 @@ def ingest(
     partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        _write_payload(source, catalog, partial / PAYLOAD, on_progress)
-        _write_catalog(catalog, partial)
+        payload_sha256s = _write_payload(source, catalog, partial / PAYLOAD, on_progress)
+        _write_catalog(catalog, payload_sha256s, partial)
         partial.rename(out)
         _sync(out.parent)
     except OSError as exc:
@@ -154,22 +155,27 @@ def _write_payload(
     catalog: Catalog,
     path: Path,
     on_progress: Callable[[int, int], None] | None,
-) -> None:
-    done = 0
+) -> tuple[str, ...]:
+    """Write the payload of all files; return the digest of each file's."""
+    done, digests = 0, [PayloadDigest(source.payload_schema) for _ in source.files]
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, source.payload_schema) as writer:
-        for batch in _rebatch(_payload_batches(source, catalog)):
+        for batch in _rebatch(_payload_batches(source, catalog, digests)):
             writer.write_batch(batch)
             done += batch.num_rows
             if on_progress is not None:
                 on_progress(done, catalog.num_rows)
     _sync(path)
+    return tuple(digest.sha256() for digest in digests)
 
 
-def _payload_batches(source: Source, catalog: Catalog) -> Iterator[pa.RecordBatch]:
-    for file, scanned in zip(source.files, catalog.files, strict=True):
+def _payload_batches(
+    source: Source, catalog: Catalog, digests: list[PayloadDigest]
+) -> Iterator[pa.RecordBatch]:
+    for file, scanned, digest in zip(source.files, catalog.files, digests, strict=True):
         num_rows = 0
         for batch in _file_batches(file, source):
             num_rows += batch.num_rows
+            digest.update(batch)
             yield batch
         if num_rows != scanned.num_rows:
             raise DatasetError(
@@ -207,7 +213,7 @@ def _rebatch(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(held)
 
 
-def _write_catalog(catalog: Catalog, folder: Path) -> None:
+def _write_catalog(catalog: Catalog, payload_sha256s: tuple[str, ...], folder: Path) -> None:
     samples = {"sample_id": catalog.sample_ids, "identity_id": catalog.identities.identity_ids_N}
     for name, columns in (
         (SAMPLES, samples),
@@ -222,6 +228,7 @@ def _write_catalog(catalog: Catalog, folder: Path) -> None:
         num_rows=catalog.num_rows,
         num_identities=catalog.identities.num_identities,
         dataset_files=catalog.files,
+        payload_sha256s=payload_sha256s,
         stored_files={
             name: StoredFile(
                 num_bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)

@@ -29,7 +29,7 @@ __all__ = ["RowStore", "StoreManifest", "StoredFile", "manifest_text"]
 
 MANIFEST = "STORE.json"
 PAYLOAD, SAMPLES, IDENTITIES = "payload.arrow", "samples.arrow", "identities.arrow"
-STORE_VERSION = 1
+STORE_VERSION = 2
 ROW_ID = pa.field("row_id", pa.int64(), nullable=False)
 
 
@@ -52,6 +52,9 @@ class StoreManifest(BaseModel):
     num_rows: int
     num_identities: int
     dataset_files: tuple[CatalogFile, ...]
+    payload_sha256s: tuple[str, ...]
+    """Of each dataset file's kept rows, their payload alone, with the names and types of columns:
+    equal files are found again in another dataset."""
     stored_files: dict[str, StoredFile]
     sha256: str = ""
     """Of the text without this field; empty in stores of earlier versions."""

@@ -23,7 +23,7 @@ from miner.workers.crew import Crew, Worker
 from miner.workers.embed_actor import EmbedActor, EmbedSettings
 from miner.workers.ledger import ChunkLedger
 from miner.workers.remote import Resources, result_of
-from miner.workers.snapshot import SnapshotKey, SnapshotStore
+from miner.workers.snapshot import DataFile, KnownRows, SnapshotKey, SnapshotStore
 
 __all__ = ["EmbedPool", "EmbedReport"]
 
@@ -32,12 +32,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EmbedReport:
-    """What making a snapshot took."""
+    """What making a snapshot took.
+
+    Attributes:
+        num_chunks: Chunks of the snapshot.
+        num_embedded: Those that were made.
+        num_reused: Those that were there.
+        num_lost_workers: Workers that were lost meanwhile.
+        num_rows_embedded: Rows that were embedded; those of other snapshots were copied.
+    """
 
     num_chunks: int
     num_embedded: int
     num_reused: int
     num_lost_workers: int
+    num_rows_embedded: int
 
 
 class EmbedPool:
@@ -114,7 +123,8 @@ class EmbedPool:
             extra = {"snapshot": key.digest, "num_missing": len(missing), "num_there": reused}
             counts = (key.digest, len(missing), reused)
             log.info("snapshot %s: %d chunks to embed, %d there", *counts, extra=extra)
-            job = _Job(self._settings, self._crew, key, weights_uri, missing)
+            known = self._snapshots.known_rows(key, self._files()) if missing else []
+            job = _Job(self._settings, self._crew, key, weights_uri, missing, known)
             rows_done = key.num_rows - sum(_num_rows(key, chunk) for chunk in missing)
             for chunk in job.run():
                 rows_done += _num_rows(key, chunk)
@@ -122,11 +132,20 @@ class EmbedPool:
                     on_progress(rows_done, key.num_rows)
             self._snapshots.sweep(key)
             self._snapshots.prune(self._settings.workers.keep_snapshots)
-            return EmbedReport(key.num_chunks, len(missing), reused, job.num_lost_workers)
+            num_rows = job.num_rows_embedded
+            log.info("snapshot %s: %d rows embedded", key.digest, num_rows)
+            return EmbedReport(key.num_chunks, len(missing), reused, job.num_lost_workers, num_rows)
 
     def shutdown(self) -> None:
         """Kill the workers; finished chunks stay."""
         self._crew.dismiss()
+
+    def _files(self) -> list[DataFile]:
+        manifest = RowStore.open(self._settings.store_path).manifest
+        return [
+            DataFile(file.num_rows, sha256)
+            for file, sha256 in zip(manifest.dataset_files, manifest.payload_sha256s, strict=True)
+        ]
 
     def _call(self, method: str, *args: object) -> Any:
         attempts = self._settings.workers.max_chunk_attempts
@@ -136,10 +155,17 @@ class EmbedPool:
 class _Job:
     """Embeds given chunks of one snapshot."""
 
-    def __init__(
-        self, settings: EmbedSettings, crew: Crew, key: SnapshotKey, uri: str, chunks: list[int]
+    def __init__(  # noqa: PLR0913, PLR0917 - each is needed
+        self,
+        settings: EmbedSettings,
+        crew: Crew,
+        key: SnapshotKey,
+        uri: str,
+        chunks: list[int],
+        known: list[KnownRows],
     ) -> None:
-        self.num_lost_workers = 0
+        self.num_lost_workers = self.num_rows_embedded = 0
+        self._known = known
         self._settings, self._crew, self._key, self._uri = settings, crew, key, uri
         self._ledger = ChunkLedger(chunks, settings.workers.max_chunk_attempts)
         self._idle: list[Worker] = []
@@ -159,7 +185,7 @@ class _Job:
             ref = self._crew.wait_for_any(workers)
             worker, chunk = self._in_flight.pop(ref)
             try:
-                result_of(ref)
+                num_rows = result_of(ref)
             except RayTaskError as exc:
                 if chunk is None:
                     raise
@@ -173,6 +199,7 @@ class _Job:
                 worker.started = True
                 self._idle.append(worker)
                 if chunk is not None:
+                    self.num_rows_embedded += num_rows
                     self._ledger.done(chunk)
                     yield chunk
 
@@ -182,7 +209,9 @@ class _Job:
     def _hand_out(self, worker: Worker) -> None:
         chunk = self._ledger.take()
         rehearse = self._ledger.is_last_retry(chunk)
-        ref = worker.actor.embed_chunk.remote(self._key, chunk, self._uri, rehearse=rehearse)
+        begin, end = self._key.rows_of(chunk)
+        known = [rows for rows in self._known if rows.begin < end and begin < rows.end]
+        ref = worker.actor.embed_chunk.remote(self._key, chunk, self._uri, known, rehearse=rehearse)
         self._in_flight[ref] = (worker, chunk)
 
     def _retry(self, chunk: int | None, loss: RayError) -> None:

@@ -10,7 +10,7 @@ from miner.embedding.config import EncoderConfig
 from miner.logs import LogFormat, chosen_format, set_up_worker_logs
 from miner.workers.config import WorkersConfig
 from miner.workers.remote import lower_priority
-from miner.workers.snapshot import SnapshotKey
+from miner.workers.snapshot import KnownRows, SnapshotKey
 
 if TYPE_CHECKING:
     from miner.workers.embed_worker import ChunkEmbedder
@@ -50,11 +50,17 @@ class EmbedActor:
         """As `ChunkEmbedder.validate`."""
         return self._embedder().validate(uri, sha256)
 
-    def embed_chunk(self, key: SnapshotKey, chunk: int, uri: str, *, rehearse: bool) -> None:
-        """Load the weights unless they are, and embed the chunk: safe to repeat."""
+    def embed_chunk(
+        self, key: SnapshotKey, chunk: int, uri: str, known: list[KnownRows], *, rehearse: bool
+    ) -> int:
+        """Load the weights unless they are, and embed the chunk: safe to repeat.
+
+        Returns:
+            Rows that were embedded; the others were known.
+        """
         embedder = self._embedder()
         embedder.load(uri, key.weights_sha256)
-        embedder.embed_chunk(key, chunk, rehearse=rehearse)
+        return embedder.embed_chunk(key, chunk, known=known, rehearse=rehearse)
 
     def _embedder(self) -> ChunkEmbedder:
         if self._built is None:

@@ -7,6 +7,7 @@ weights, so any worker may do any chunk, again if need be.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from miner.embedding.entry_points import preprocessing_fingerprint
 from miner.embedding.fetch import fetch_weights
 from miner.embedding.weights import load_weights
 from miner.errors import CoalfaceError, EncoderError, PoisonSampleError, SnapshotError
-from miner.workers.snapshot import ChunkReceipt, SnapshotKey, SnapshotStore
+from miner.workers.snapshot import KnownRows, SnapshotKey, SnapshotStore
 
 __all__ = ["ChunkEmbedder"]
 
@@ -89,14 +90,25 @@ class ChunkEmbedder:
         except BatchFailedError as exc:
             raise self._blame(encoder, batch, exc) from exc
 
-    def embed_chunk(self, key: SnapshotKey, chunk: int, *, rehearse: bool = False) -> ChunkReceipt:
+    def embed_chunk(
+        self,
+        key: SnapshotKey,
+        chunk: int,
+        *,
+        known: Sequence[KnownRows] = (),
+        rehearse: bool = False,
+    ) -> int:
         """Embed one chunk with the loaded weights and write it.
 
         Args:
             key: The snapshot's key.
             chunk: Which of its chunks.
+            known: Rows that other snapshots have; they are copied if they are sound there.
             rehearse: First embed each row alone and forget it, with its number noted on disk: if
                 that kills the process, the row is known.
+
+        Returns:
+            How many of its rows were embedded.
 
         Raises:
             PoisonSampleError: A sample cannot be embedded; names row id and sample id.
@@ -106,10 +118,37 @@ class ChunkEmbedder:
                 than this worker's, or the disk refuses.
         """
         self._check(key)
-        if rehearse:
-            self._embed_rows(key, chunk, batch_rows=1)
-        embeddings_CD = self._embed_rows(key, chunk, batch_rows=self._config.batch_rows)
-        return self._snapshots.write_chunk(key, chunk, embeddings_CD)
+        parts, num_embedded = [], 0
+        for begin, end, there in self._spans(key, chunk, known):
+            if there is not None:
+                parts.append(there)
+                continue
+            if rehearse:
+                self._embed_rows(key, chunk, begin, end, batch_rows=1)
+            parts.append(self._embed_rows(key, chunk, begin, end, self._config.batch_rows))
+            num_embedded += end - begin
+        self._snapshots.write_chunk(key, chunk, np.concatenate(parts))
+        return num_embedded
+
+    def _spans(
+        self, key: SnapshotKey, chunk: int, known: Sequence[KnownRows]
+    ) -> Iterator[tuple[int, int, npt.NDArray[np.float32] | None]]:
+        """The chunk's rows in ranges, each with its embeddings if another snapshot has them."""
+        begin, end = key.rows_of(chunk)
+        for there in known:
+            first, stop = max(begin, there.begin), min(end, there.end)
+            if first >= stop:
+                continue
+            moved = there.first - there.begin
+            rows = self._snapshots.read_rows(there.key, first + moved, stop + moved)
+            if rows is None:
+                continue
+            if begin < first:
+                yield begin, first, None
+            yield first, stop, rows
+            begin = stop
+        if begin < end:
+            yield begin, end, None
 
     def _check(self, key: SnapshotKey) -> None:
         own = self.key(self._loaded_sha256, key.chunk_rows)
@@ -119,8 +158,9 @@ class ChunkEmbedder:
                 f"{key}; all machines need the same code, row store and weights"
             )
 
-    def _embed_rows(self, key: SnapshotKey, chunk: int, batch_rows: int) -> npt.NDArray[np.float32]:
-        begin, end = key.rows_of(chunk)
+    def _embed_rows(
+        self, key: SnapshotKey, chunk: int, begin: int, end: int, batch_rows: int
+    ) -> npt.NDArray[np.float32]:
         parts = []
         for batch in self._store.scan(begin, end, batch_rows):
             self._snapshots.note_rows(key, chunk, begin, begin + batch.num_rows)

@@ -1,6 +1,7 @@
 """Snapshots on disk: the embeddings of the whole catalog under one set of weights.
 
     <root>/<digest of the key>/KEY.json             what the snapshot was made from
+                               FILES.json           digests of the dataset's files, in row order
                                rows-128d.f32        row i at byte i * 128 * 4, as <f4
                                chunk-00000007.json  receipt of its rows: their number, D, sha256
                                chunk-00000007.at    rows being embedded, while a worker is at it
@@ -27,6 +28,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
@@ -37,10 +39,10 @@ import numpy.typing as npt
 from miner.errors import SnapshotError
 from miner.failpoints import reach, reach_write
 
-__all__ = ["ChunkReceipt", "SnapshotKey", "SnapshotStore"]
+__all__ = ["ChunkReceipt", "DataFile", "KnownRows", "SnapshotKey", "SnapshotStore"]
 
 ROW_DTYPE = np.dtype("<f4")
-KEY_FILE = "KEY.json"
+KEY_FILE, FILES_FILE = "KEY.json", "FILES.json"
 READ_BYTES = 2**20
 
 
@@ -64,6 +66,13 @@ class SnapshotKey:
         """Chunks, the last one may be shorter."""
         return -(-self.num_rows // self.chunk_rows)
 
+    def makes_rows_of(self, other: SnapshotKey) -> bool:
+        """Whether a sample has the same embedding in both snapshots."""
+        return (self.weights_sha256, self.preprocessing_fingerprint) == (
+            other.weights_sha256,
+            other.preprocessing_fingerprint,
+        )
+
     def rows_of(self, chunk: int) -> tuple[int, int]:
         """Half-open range of the chunk's row ids."""
         assert 0 <= chunk < self.num_chunks, f"no {chunk=} in {self.num_chunks}"
@@ -83,6 +92,24 @@ class ChunkReceipt:
     def row_bytes(self) -> int:
         """Size of one row."""
         return self.dim * ROW_DTYPE.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One file of the dataset: its kept rows' number, and the digest of their payload."""
+
+    num_rows: int
+    payload_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRows:
+    """Rows ``[begin, end)`` whose embeddings another snapshot has, from its row ``first`` on."""
+
+    begin: int
+    end: int
+    key: SnapshotKey
+    first: int
 
 
 class SnapshotStore:
@@ -127,6 +154,58 @@ class SnapshotStore:
         _note_path(folder, chunk).unlink(missing_ok=True)
         return receipt
 
+    def known_rows(self, key: SnapshotKey, files: Sequence[DataFile]) -> list[KnownRows]:
+        """The rows of a snapshot that others have: of equal files, weights and preprocessing.
+
+        Notes which files the snapshot is made of, so that it can serve others in turn.
+
+        Args:
+            key: The snapshot's.
+            files: Those of its dataset, in row order.
+
+        Returns:
+            Ascending, without overlap. Whether these rows are sound is not looked at.
+        """
+        try:
+            self._write_key(key)
+            content = json.dumps([asdict(file) for file in files])
+            _write_durably(self._folder(key) / FILES_FILE, content.encode())
+        except OSError as exc:
+            raise SnapshotError(f"snapshot {self._folder(key)} cannot be made: {exc}") from exc
+        there: dict[DataFile, tuple[SnapshotKey, int]] = {}
+        for folder in sorted(self.root.glob("*"), key=_last_used_ns):  # the newest one wins
+            other = _read_key(folder)
+            if other is not None and other != key and other.makes_rows_of(key):
+                for file, begin in _read_files(folder):
+                    there[file] = other, begin
+        known, begin = [], 0
+        for file in files:
+            if file in there:
+                known.append(KnownRows(begin, begin + file.num_rows, *there[file]))
+            begin += file.num_rows
+        return known
+
+    def read_rows(self, key: SnapshotKey, begin: int, end: int) -> npt.NDArray[np.float32] | None:
+        """[end - begin, D] float32 rows of a snapshot; None unless their chunks are there, sound.
+
+        Cost: reads and digests these chunks whole.
+        """
+        folder, parts = self._folder(key), []
+        for chunk in range(begin // key.chunk_rows, -(-end // key.chunk_rows)):
+            receipt = _read_receipt(folder, key, chunk)
+            if receipt is None or not _is_sound(folder, key, chunk):
+                return None
+            first, stop = key.rows_of(chunk)
+            first, stop = max(first, begin), min(stop, end)
+            count = (stop - first) * receipt.dim
+            path = _data_path(folder, receipt.dim)
+            try:
+                rows = np.fromfile(path, ROW_DTYPE, count, offset=first * receipt.row_bytes)
+                parts.append(rows.reshape(stop - first, receipt.dim))
+            except (OSError, ValueError):
+                return None
+        return np.concatenate(parts) if len({part.shape[1] for part in parts}) == 1 else None
+
     def missing_chunks(self, key: SnapshotKey) -> list[int]:
         """The chunks that are not there or do not match their receipt, ascending.
 
@@ -168,14 +247,9 @@ class SnapshotStore:
     def find(self, weights_sha256: str, dataset_fingerprint: str) -> SnapshotKey | None:
         """The key of the snapshot of these weights that was used last; None if there is none."""
         for folder in sorted(self.root.glob("*"), key=_last_used_ns, reverse=True):
-            try:
-                key = SnapshotKey(**json.loads((folder / KEY_FILE).read_bytes()))
-            except (OSError, ValueError, TypeError):
-                continue
-            if (key.weights_sha256, key.dataset_fingerprint) == (
-                weights_sha256,
-                dataset_fingerprint,
-            ):
+            key = _read_key(folder)
+            sought = (weights_sha256, dataset_fingerprint)
+            if key is not None and (key.weights_sha256, key.dataset_fingerprint) == sought:
                 return key
         return None
 
@@ -221,6 +295,25 @@ class SnapshotStore:
             os.utime(path)
         else:
             _write_durably(path, json.dumps(asdict(key), indent=1).encode())
+
+
+def _read_key(folder: Path) -> SnapshotKey | None:
+    try:
+        return SnapshotKey(**json.loads((folder / KEY_FILE).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _read_files(folder: Path) -> Iterator[tuple[DataFile, int]]:
+    """The files of a snapshot, each with its first row; none if that was not noted."""
+    try:
+        files = [DataFile(**entry) for entry in json.loads((folder / FILES_FILE).read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return
+    begin = 0
+    for file in files:
+        yield file, begin
+        begin += file.num_rows
 
 
 def _data_path(folder: Path, dim: int) -> Path:

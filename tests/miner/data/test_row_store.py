@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miner.data import DatasetConfig, RowStore, ingest, scan_catalog
+from miner.data.fingerprint import PayloadDigest
 from miner.errors import DatasetError
 
 NUM_ROWS = 500
@@ -208,7 +209,7 @@ def test_a_damaged_end_is_found_at_opening_and_a_flipped_byte_by_verify(copy: Pa
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version": 1', '"version": 7', "has version 7, this program reads version 1"),
+        ('"version": 2', '"version": 7', "has version 7, this program reads version 2"),
         ('"num_rows": 500', '"num_rows": 501', "payload.arrow holds 500 rows of 501"),
         ('"fingerprint"', '"fingerprnt"', r"STORE\.json cannot be read"),
         ("}", "", r"STORE\.json cannot be read"),
@@ -221,3 +222,32 @@ def test_a_manifest_that_does_not_fit_is_refused(
     manifest.write_text(manifest.read_text().replace(old, new))
     with pytest.raises(DatasetError, match=message):
         RowStore.open(copy)
+
+
+@given(cuts=st.lists(st.integers(0, 700), max_size=6), data=st.data())
+def test_a_payload_digest_is_of_the_rows_and_not_of_their_batches(
+    cuts: list[int], data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(5)
+    rows = pa.record_batch(
+        {
+            "image": [rng.bytes(int(n)) if n else None for n in rng.integers(0, 9, 700)],
+            "box": pa.array(rng.integers(0, 9, (700, 2)).tolist(), pa.list_(pa.int8())),
+            "weight": rng.random(700),
+        }
+    )
+
+    def digest(batch: pa.RecordBatch, edges: list[int]) -> str:
+        made = PayloadDigest(batch.schema)
+        for begin, end in pairwise(edges):
+            made.update(batch.slice(begin, end - begin))
+        return made.sha256()
+
+    whole = digest(rows, [0, 700])
+    assert digest(rows, [0, *sorted(cuts), 700]) == whole
+    changed = data.draw(st.integers(0, 699))
+    weights = rows["weight"].to_numpy().copy()
+    weights[changed] += 1
+    assert digest(rows.set_column(2, "weight", pa.array(weights)), [0, 700]) != whole
+    assert digest(rows.rename_columns(["image", "box", "w"]), [0, 700]) != whole
+    assert digest(rows.slice(1), [0, 699]) != whole

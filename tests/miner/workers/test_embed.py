@@ -44,7 +44,8 @@ def pool(module_workshop, ray_local, snapshots) -> Iterator[EmbedPool]:
 
 
 def files_of(root, key: SnapshotKey) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((root / key.digest).iterdir())}
+    paths = sorted((root / key.digest).iterdir())
+    return {path.name: path.read_bytes() for path in paths if path.name != "FILES.json"}
 
 
 def embed_here(workshop, root, uri: str, sha256: str) -> dict[str, bytes]:
@@ -70,7 +71,9 @@ def test_a_worker_killed_mid_snapshot_costs_only_its_chunk(workshop, pool, snaps
     workshop.trigger(FIRST_OF_CHUNK_2 + 9, "kill-once")
     key, progress = pool.key(sha256), []
     report = pool.embed(key, uri, lambda done, total: progress.append((done, total)))
-    assert report == EmbedReport(num_chunks=7, num_embedded=7, num_reused=0, num_lost_workers=1)
+    assert report == EmbedReport(
+        num_chunks=7, num_embedded=7, num_reused=0, num_lost_workers=1, num_rows_embedded=100
+    )
     # Its last retry rehearses chunk 2 row by row; but for that, its two batches are begun twice.
     begun = Counter(workshop.batches_begun())
     rehearsed = range(FIRST_OF_CHUNK_2, FIRST_OF_CHUNK_2 + 16)
@@ -95,11 +98,11 @@ def test_only_missing_and_damaged_chunks_are_embedded_again(workshop, pool, snap
     os.truncate(folder / "chunk-00000003.json", 11)
     with pytest.raises(SnapshotError):
         snapshots.open(key)
-    assert pool.embed(key, uri) == EmbedReport(7, 3, 4, 0)
+    assert pool.embed(key, uri) == EmbedReport(7, 3, 4, 0, 48)
     assert workshop.batches_begun() == [0, 8, 48, 56, 80, 88]
     assert files_of(snapshots.root, key) == whole
     workshop.calm()
-    assert pool.embed(key, "/nowhere/to/be/read") == EmbedReport(7, 0, 7, 0)
+    assert pool.embed(key, "/nowhere/to/be/read") == EmbedReport(7, 0, 7, 0, 0)
     assert workshop.batches_begun() == []
 
 
@@ -112,7 +115,7 @@ def test_a_poison_sample_fails_the_snapshot_and_what_was_done_stays(workshop, po
     assert len(workshop.batches_begun()) < 13
     assert snapshots.missing_chunks(key) == [2, 3, 4, 5, 6]
     workshop.calm()
-    assert pool.embed(key, uri) == EmbedReport(7, 5, 2, 0)
+    assert pool.embed(key, uri) == EmbedReport(7, 5, 2, 0, 68)
 
 
 def test_a_sample_that_kills_its_worker_is_named_after_bounded_attempts(workshop, pool):
@@ -124,7 +127,7 @@ def test_a_sample_that_kills_its_worker_is_named_after_bounded_attempts(workshop
     # Chunks 0 to 2; then a batch; then rows 48, 49 and 50 alone.
     assert workshop.batches_begun() == [0, 8, 16, 24, 32, 40, 48, 48, 49, 50]
     workshop.calm()
-    assert pool.embed(key, uri) == EmbedReport(7, 4, 3, 0)
+    assert pool.embed(key, uri) == EmbedReport(7, 4, 3, 0, 52)
 
 
 def test_refused_weights_keep_their_class_and_reason_over_ray(workshop, pool):
@@ -163,7 +166,7 @@ def test_a_worker_killed_while_idle_is_replaced(workshop, pool):
     worker.kill()
     worker.wait(10)
     assert pool.validate(uri, sha256) < 0.95
-    assert pool.embed(key, uri) == EmbedReport(7, 7, 0, 0)
+    assert pool.embed(key, uri) == EmbedReport(7, 7, 0, 0, 100)
 
 
 def test_a_crew_that_finds_no_room_says_what_it_asked_for(workshop, snapshots):

@@ -121,7 +121,8 @@ def test_a_rehearsal_notes_every_row_and_changes_no_byte(workshop, snapshots, mo
     uri, sha256 = workshop.weights(1)
     embedder.load(uri, sha256)
     key = embedder.key(sha256, 16)
-    expected = embedder.embed_chunk(key, 6)
+    embedder.embed_chunk(key, 6)
+    expected = snapshots.read_rows(key, 96, 100)
     noted = []
     note_rows = SnapshotStore.note_rows
 
@@ -130,7 +131,8 @@ def test_a_rehearsal_notes_every_row_and_changes_no_byte(workshop, snapshots, mo
         note_rows(self, key, chunk, begin, end)
 
     monkeypatch.setattr(SnapshotStore, "note_rows", watched)
-    assert embedder.embed_chunk(key, 6, rehearse=True) == expected
+    assert embedder.embed_chunk(key, 6, rehearse=True) == 4
+    assert np.array_equal(snapshots.read_rows(key, 96, 100), expected)
     assert noted == [(96, 97), (97, 98), (98, 99), (99, 100), (96, 100)]
 
 
@@ -146,13 +148,15 @@ def test_validation_embeds_one_row_of_each_identity_and_loads_nothing(workshop, 
     uri, sha256 = workshop.weights(1)
     embedder.load(uri, sha256)
     key = embedder.key(sha256, 16)
-    expected = embedder.embed_chunk(key, 0)
+    embedder.embed_chunk(key, 0)
+    expected = snapshots.read_rows(key, 0, 16)
     workshop.calm()
     similarity = embedder.validate(*workshop.weights(2))
     assert -1 < similarity < 0.95
     # Ten identities, the first row of each, in batches of eight.
     assert (workshop.triggers / "calls").read_text().splitlines() == ["0 7", "8 9"]
-    assert embedder.embed_chunk(key, 0) == expected
+    embedder.embed_chunk(key, 0)
+    assert np.array_equal(snapshots.read_rows(key, 0, 16), expected)
 
 
 def test_validation_refuses_bad_weights_with_a_reason(workshop, snapshots):
