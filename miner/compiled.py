@@ -24,6 +24,7 @@ __all__ = [
     "copy_block",
     "copy_bytes",
     "int32_at",
+    "int64_at",
     "prefetch",
     "put_byte",
     "put_int32",
@@ -139,6 +140,16 @@ def _int32_at(_typing: Any, _address: Any) -> Any:
 
 
 @intrinsic
+def _int64_at(_typing: Any, _address: Any) -> Any:
+    """The number at an address in memory."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load(_pointer(builder, arguments[0], 64), align=1)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def _prefetch(_typing: Any, _address: Any) -> Any:
     """Have the processor fetch the memory around an address, which may be read soon."""
 
@@ -158,6 +169,7 @@ def _prefetch(_typing: Any, _address: Any) -> Any:
 copy_block: Any = _copy_block
 copy_bytes: Any = _copy_bytes
 int32_at: Any = _int32_at
+int64_at: Any = _int64_at
 prefetch: Any = _prefetch
 put_byte: Any = _put_byte
 put_int32: Any = _put_int32

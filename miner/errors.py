@@ -12,6 +12,7 @@ CoalfaceError
 ├── SelectionError          no group can be made from the given candidates
 ├── RoundLogError           the log cannot be written or read
 │   ├── DamagedRoundError   a sealed chunk or manifest does not match its digest
+│   ├── DamagedRunError     a run's parameters, plan or commit are not what was written
 │   ├── DiskError           the disk refuses, for now maybe: full, read-only, failing
 │   ├── RoundExpiredError   the round was removed by retention, or never existed
 │   └── StaleWriterError    a newer writer holds the log
@@ -32,6 +33,7 @@ __all__ = [
     "CoalfaceError",
     "ConfigError",
     "DamagedRoundError",
+    "DamagedRunError",
     "DatasetError",
     "DiskError",
     "EncoderError",

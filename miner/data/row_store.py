@@ -72,6 +72,11 @@ class RowStore:
             ColumnGather.of([batch.column(index) for batch in batches])
             for index in range(batches[0].num_columns)
         ]
+        self._mean_bytes = {
+            index: np.array([_mean_bytes(batch.column(index)) for batch in batches])
+            for index, gather in enumerate(self._gathers)
+            if gather is None
+        }
 
     @classmethod
     def open(cls, root: Path) -> "RowStore":
@@ -158,8 +163,10 @@ class RowStore:
             for (begin, end), *parts in zip(pairwise(ends_P1.tolist()), *columns, strict=True)
         ]
 
-    def row_bytes(self, row_ids_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """[R] int64 the bytes of each row's samples; None if a column's kind does not tell.
+    def row_bytes(self, row_ids_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[R] int64 the bytes of each row's samples.
+
+        Of columns with nulls or nested values it is the mean over the store's record batch.
 
         Raises:
             DatasetError: As `read`.
@@ -168,9 +175,10 @@ class RowStore:
         """
         batch_R, place_R = self._places(np.asarray(row_ids_R, np.int64))
         num_bytes_R = np.zeros(len(batch_R), np.int64)
-        for gather in self._gathers:
+        for index, gather in enumerate(self._gathers):
             if gather is None:
-                return None
+                num_bytes_R += self._mean_bytes[index][batch_R]
+                continue
             try:
                 num_bytes_R += gather.item_bytes(batch_R, place_R)
             except ValueError as exc:
@@ -259,6 +267,11 @@ class RowStore:
             pieces.append(self._batches[index].slice(low, high - low))
         samples = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
         return _with_row_ids(samples, np.arange(begin, end, dtype=np.int64))
+
+
+def _mean_bytes(column: pa.Array) -> int:
+    """Of an item, rounded up."""
+    return int(-(-column.nbytes // max(1, len(column))))
 
 
 def manifest_text(manifest: StoreManifest) -> str:

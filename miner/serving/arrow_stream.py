@@ -20,8 +20,9 @@ def stream_pieces(rows: Any) -> list[memoryview]:
 
     A small batch is copied: that is cheaper than a call of Python for each piece.
     """
-    if rows.nbytes <= _COPIED_BYTES:
-        return [memoryview(part) for part in (_schema_message(rows.schema), rows.serialize(), _END)]
+    begin = _schema_message(rows.schema)
+    if begin is not None and rows.nbytes <= _COPIED_BYTES:
+        return [memoryview(part) for part in (begin, rows.serialize(), _END)]
     sink = _Pieces()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_batch(rows)
@@ -30,7 +31,13 @@ def stream_pieces(rows: Any) -> list[memoryview]:
 
 @lru_cache(4)
 def _schema_message(schema: Any) -> Any:
-    return schema.serialize()
+    """What such a stream begins with; None if dictionaries come next."""
+    return None if any(_has_dictionary(field.type) for field in schema) else schema.serialize()
+
+
+def _has_dictionary(kind: Any) -> bool:
+    children = (kind.field(number).type for number in range(kind.num_fields))
+    return pa.types.is_dictionary(kind) or any(map(_has_dictionary, children))
 
 
 class _Pieces(io.RawIOBase):

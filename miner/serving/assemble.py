@@ -15,18 +15,19 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from miner.compiled import compiled, read_only
+from miner.compiled import compiled, int64_at, read_only
 from miner.errors import DamagedRoundError, RequestError, RunConflictError
 from miner.rounds import RoundLog
 from miner.serving.arrow_stream import stream_pieces
 from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, GroupRecords, varint
 from miner.serving.plan import PlannedSteps, order_of
 from miner.serving.wire import messages_of
-from miner.types import Groups
 
 __all__ = ["BatchAssembler", "Made", "RowReader"]
 
 _ROUNDS_IN_MEMORY = 3
+_ROW_BITS = 44
+"""A row id has fewer, and the number of a batch goes above it: both are sorted at once."""
 
 
 class RowReader(Protocol):
@@ -42,8 +43,8 @@ class RowReader(Protocol):
         """Of some rows after others, each part from one end to the next by itself."""
         ...
 
-    def row_bytes(self, row_ids: npt.NDArray[np.int64], /) -> npt.NDArray[np.int64] | None:
-        """The bytes of each row, if they can be known without reading it."""
+    def row_bytes(self, row_ids: npt.NDArray[np.int64], /) -> npt.NDArray[np.int64]:
+        """About the bytes of each row, without reading it."""
         ...
 
 
@@ -85,21 +86,22 @@ class BatchAssembler:
         shares of a step are whole, consecutive groups, and together they are the batch. No message
         has more than ``max_bytes``.
 
-        ``before_copying`` is called once, when most of what needs the interpreter's lock is done.
+        ``before_copying`` is called once or twice, when what needs the interpreter's lock is done
+        for some time.
 
         Returns:
             Those of the first steps at least: up to one that is impossible, or until their samples
             have ``enough_bytes``.
 
         Raises:
-            RoundExpiredError: If the steps' round is not kept any more.
-            DamagedRoundError: If it is damaged, or not the one that was planned on.
+            RoundExpiredError: If the steps' round is not kept any more, and not in memory.
+            DamagedRoundError: Likewise, if it is damaged or not the one that was planned on.
             RequestError: If the rank is wrong, or payload is asked for without a row store.
             RunConflictError: If the first batch has fewer groups than there are ranks.
         """
         records = self._records(steps)
         steps = _possible(steps, rank, world_size)
-        groups_S = _groups_of(steps, records.groups.num_groups)
+        groups_S = _groups_of(steps, records.num_groups)
         sizes_B = steps.sizes_B
         begins_B1 = np.zeros(len(sizes_B) + 1, np.int64)
         np.cumsum(sizes_B, out=begins_B1[1:])
@@ -109,10 +111,9 @@ class BatchAssembler:
         shares_B2[:, 1] = begins_B1[:-1] + sizes_B * (rank + 1) // world_size
         payloads: list[list[memoryview]] = []
         if with_payload:
-            rows_R, ends_B1 = self._payload_rows(records.groups, groups_S, shares_B2, enough_bytes)
+            rows_R, ends_B1 = self._payload_rows(records, groups_S, shares_B2, enough_bytes)
             if before_copying is not None:
                 before_copying()
-                before_copying = None
             payloads = self._payloads(rows_R, ends_B1)
             steps = steps.first(len(payloads))
         num_steps = steps.num_steps
@@ -153,7 +154,7 @@ class BatchAssembler:
 
     def _payload_rows(
         self,
-        groups: Groups,
+        records: GroupRecords,
         groups_S: npt.NDArray[np.int64],
         shares_B2: npt.NDArray[np.int64],
         enough_bytes: int,
@@ -165,15 +166,10 @@ class BatchAssembler:
         """
         if self.row_store is None:
             raise RequestError("with_payload: this service has no row store to send samples from")
-        distinct: Any = _distinct_rows
-        rows_R, ends_B1 = distinct(
-            read_only(groups.row_offsets_G1), read_only(groups.row_ids_R), groups_S, shares_B2
-        )
+        rows_R, ends_B1 = _distinct_rows(records, groups_S, shares_B2)
         num_bytes_R = self.row_store.row_bytes(rows_R)
-        num_batches = 1
-        if num_bytes_R is not None:
-            before_R1 = np.concatenate(([0], np.cumsum(num_bytes_R)))
-            num_batches += int(np.searchsorted(before_R1[ends_B1[1:-1]], enough_bytes))
+        before_R1 = np.concatenate(([0], np.cumsum(num_bytes_R)))
+        num_batches = 1 + int(np.searchsorted(before_R1[ends_B1[1:-1]], enough_bytes))
         ends_B1 = ends_B1[: num_batches + 1]
         return rows_R[: ends_B1[-1]], ends_B1
 
@@ -190,35 +186,37 @@ class BatchAssembler:
         return fields
 
 
-@compiled
 def _distinct_rows(
-    offsets_G1: npt.NDArray[np.int64],
-    row_ids_R: npt.NDArray[np.int64],
-    groups_S: npt.NDArray[np.int64],
-    shares_B2: npt.NDArray[np.int64],
+    records: GroupRecords, groups_S: npt.NDArray[np.int64], shares_B2: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The row ids of each share, each once, ascending; [B + 1] where those of each begin."""
+    gather: Any = _marked_rows
+    marked = np.unique(gather(records.groups_G3, records.address, groups_S, shares_B2))
+    ends_B1 = np.searchsorted(marked, np.arange(len(shares_B2) + 1) << _ROW_BITS)
+    return marked & (1 << _ROW_BITS) - 1, ends_B1
+
+
+@compiled
+def _marked_rows(
+    groups_G3: npt.NDArray[np.int64],
+    records: int,
+    groups_S: npt.NDArray[np.int64],
+    shares_B2: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """The row ids of all shares, the number of the share above them."""
     num_rows = 0
     for begin, end in shares_B2:
-        for group in groups_S[begin:end]:
-            num_rows += offsets_G1[group + 1] - offsets_G1[group]
-    found = np.empty(num_rows, np.int64)
-    ends_B1 = np.zeros(len(shares_B2) + 1, np.int64)
+        for place in range(begin, end):
+            num_rows += groups_G3[groups_S[place], 1]
+    marked = np.empty(num_rows, np.int64)
     at = 0
-    for batch in range(len(shares_B2)):
-        first = at
-        for group in groups_S[shares_B2[batch, 0] : shares_B2[batch, 1]]:
-            for row in range(offsets_G1[group], offsets_G1[group + 1]):
-                found[at] = row_ids_R[row]
+    for share in range(len(shares_B2)):
+        for place in range(shares_B2[share, 0], shares_B2[share, 1]):
+            source = records + groups_G3[groups_S[place], 0]
+            for row in range(groups_G3[groups_S[place], 1]):
+                marked[at] = share << _ROW_BITS | int64_at(source + 8 * row)
                 at += 1
-        found[first:at] = np.sort(found[first:at])
-        stop, at = at, first
-        for place in range(first, stop):
-            if place == first or found[place] != found[at - 1]:
-                found[at] = found[place]
-                at += 1
-        ends_B1[batch + 1] = at
-    return found[:at], ends_B1
+    return marked
 
 
 def _groups_of(steps: PlannedSteps, num_groups: int) -> npt.NDArray[np.int64]:

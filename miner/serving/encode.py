@@ -79,12 +79,13 @@ class GroupRecords:
     A record has the columns one after the other, but for the offsets, which follow from the batch.
 
     Attributes:
-        groups: The groups.
+        groups_G3: [G, 3] int64 where each record begins behind `address`, its rows, its triplets. A
+            record begins with its row ids.
+        strategy: [C] uint8 the text.
     """
 
     def __init__(self, groups: Groups, strategy: str) -> None:
         """Of a round that was mined by that strategy; copies all of it."""
-        self.groups = groups
         self.strategy = read_only(np.frombuffer(strategy.encode(), np.uint8))
         columns = [getattr(groups, f"{name}_{axis}") for name, axis in _RECORD]
         pack: Any = _pack
@@ -93,6 +94,11 @@ class GroupRecords:
             read_only(groups.triplet_offsets_G1),
             tuple(read_only(np.ascontiguousarray(column).view(np.uint8)) for column in columns),
         )
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return len(self.groups_G3)
 
     @property
     def address(self) -> int:
@@ -156,6 +162,7 @@ class Batches:
         encode(*self._given, self._totals_B3, self.following_B, address, targets_B)
 
 
+_RECORD_BYTES = np.array([8, 4, 4, 4, 4, 4, 4, 1])
 _RECORD = (
     ("row_ids", "R"),
     ("identity_ids", "R"),
@@ -198,21 +205,25 @@ def _pack(rows_G1: I64, triplets_G1: I64, columns: tuple[U8, ...]) -> tuple[I64,
         groups_G3[group] = size, num_rows, num_triplets
         size += 12 * num_rows + 21 * num_triplets
     content = np.empty(size, np.uint8)
-    at = 0
+    to = np.int64(content.ctypes.data)
+    sources = (
+        np.int64(row_ids.ctypes.data),
+        np.int64(identity_ids.ctypes.data),
+        np.int64(anchors.ctypes.data),
+        np.int64(positives.ctypes.data),
+        np.int64(negatives.ctypes.data),
+        np.int64(ap.ctypes.data),
+        np.int64(an.ctypes.data),
+        np.int64(tiers.ctypes.data),
+    )
     for group in range(num_groups):
-        _, num_rows, num_triplets = groups_G3[group]
-        at = _append(content, at, row_ids, 8 * rows_G1[group], 8 * num_rows)
-        at = _append(content, at, identity_ids, 4 * rows_G1[group], 4 * num_rows)
-        for column in (anchors, positives, negatives, ap, an):
-            at = _append(content, at, column, 4 * triplets_G1[group], 4 * num_triplets)
-        at = _append(content, at, tiers, triplets_G1[group], num_triplets)
+        for column in range(len(sources)):
+            begin = rows_G1[group] if column < 2 else triplets_G1[group]
+            count = groups_G3[group, 1 if column < 2 else 2]
+            item = _RECORD_BYTES[column]
+            copy_bytes(to, sources[column] + item * begin, item * count)
+            to += item * count
     return groups_G3, content
-
-
-@compiled
-def _append(content: U8, at: int, column: U8, begin: int, num_bytes: int) -> int:
-    content[at : at + num_bytes] = column[begin : begin + num_bytes]
-    return at + num_bytes
 
 
 @compiled

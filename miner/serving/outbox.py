@@ -21,14 +21,14 @@ class Wait:
 
 
 class Outbox:
-    """Messages that are ready to be sent; its producer waits until they are."""
+    """Messages that are ready to be sent; its producer waits until they are taken."""
 
     def __init__(self) -> None:
         self._messages: deque[bytes] = deque()
         self._closed = False
         self._ready = asyncio.Event()  # something to take, or closed
-        self._sent = asyncio.Event()  # nothing to take, or closed
-        self._sent.set()
+        self._taken = asyncio.Event()  # nothing to take, or closed
+        self._taken.set()
 
     def put(self, messages: Iterable[bytes]) -> None:
         """Add messages; they are dropped if the outbox is closed."""
@@ -37,11 +37,11 @@ class Outbox:
         if self._messages:
             self._ready.set()
         if self._messages and not self._closed:
-            self._sent.clear()
+            self._taken.clear()
 
-    async def sent(self) -> None:
+    async def taken(self) -> None:
         """Wait until all was taken, or the outbox is closed."""
-        await self._sent.wait()
+        await self._taken.wait()
 
     async def take(self, timeout_s: float, max_bytes: int) -> list[bytes] | None:
         """The next message and what is ready behind it, up to ``max_bytes`` together.
@@ -63,7 +63,7 @@ class Outbox:
             taken.append(self._messages.popleft())
             num_bytes += len(taken[-1])
         if not self._messages:
-            self._sent.set()
+            self._taken.set()
         if not self._messages and not self._closed:
             self._ready.clear()
         return taken
@@ -72,4 +72,4 @@ class Outbox:
         """Accept no more; what is ready can still be taken."""
         self._closed = True
         self._ready.set()
-        self._sent.set()
+        self._taken.set()

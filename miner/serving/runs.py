@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 MAX_STRIDES_AHEAD = 64
 _CLOCKS_APART_S = time.time() - time.monotonic()
-_STRIDES_IN_MEMORY = 1024  # of a kilobyte each; all ranks that resume read the same ones
+_STEPS_IN_MEMORY = 32_768  # of 24 bytes each; all ranks that resume read the same ones
 
 
 class Run:
@@ -70,7 +70,7 @@ class Run:
         self._journal = Journal(folder / "plan.jsonl")
         self._index: list[tuple[int, int, int]] = []  # (first step, round id, offset) of each
         self._last: Stride | None = None
-        self._stride = lru_cache(_STRIDES_IN_MEMORY)(self._load_stride)
+        self._stride = lru_cache(max(8, _STEPS_IN_MEMORY // stride_steps))(self._load_stride)
         path = folder / "RUN.json"
         try:
             self.parameters = RunParameters(**decode_object(path.read_bytes(), RUN_KEYS))

@@ -1,8 +1,10 @@
 """One stream of batches: plans and assembles ahead of the writer, off the event loop.
 
-It knows neither gRPC contexts nor any other request. What it keeps per client is its outbox, and as
-much again that is being made; all else follows from the request, so a stream can be broken anywhere
-and asked for again.
+It knows neither gRPC contexts nor any other request. What it keeps per client is what is made and
+not sent, and as much again that is being made; all else follows from the request, so a stream can
+be broken anywhere and asked for again.
+
+    being made -> held -> outbox -> sent        what is held goes on while the next is being made
 """
 
 import asyncio
@@ -30,6 +32,8 @@ ROW_BYTES = 64
 """Of a batch without samples, as a rule at most; a round of many triplets has more."""
 AHEAD = 4
 """Messages that are made at a time, while as many are sent."""
+HELD_S = 0.02
+"""How long made messages wait at most for the moment at which the next are only copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,12 @@ class TripletStream:
                 step += made.steps.num_steps
                 num_bytes = sum(map(len, made.messages))
                 self._at_a_time = self._enough_after(made, num_bytes)
-                await self._outbox.sent()
+                await self._outbox.taken()
                 self._held = made.messages
                 del made
-                if num_bytes > AHEAD * self._max_message_bytes:  # nothing is made beside it
+                if num_bytes > (AHEAD + 1) * self._max_message_bytes:  # nothing is made beside it
                     self._hand_over()
-                    await self._outbox.sent()
-            self._hand_over()
+                    await self._outbox.taken()
         finally:
             self._hand_over()  # the steps before one that is impossible
             self._outbox.close()
@@ -109,6 +112,7 @@ class TripletStream:
     def end_early(self) -> None:
         """Let the stream end well after what is ready: the server is draining."""
         self._ended_early = True
+        self._hand_over()
         self._outbox.close()
 
     def _hand_over(self) -> None:
@@ -119,7 +123,7 @@ class TripletStream:
     def _enough_after(self, made: Made, num_bytes: int) -> int:
         """Steps for as many messages as are made at a time, if they are like those."""
         num_messages = min(AHEAD, 1 + len(made.messages))  # few at first: the client waits
-        step_bytes = max(1, num_bytes // made.steps.num_steps)
+        step_bytes = -(-num_bytes // made.steps.num_steps)
         in_a_message = max(1, self._max_message_bytes // step_bytes)
         message_bytes = step_bytes * in_a_message
         return in_a_message * max(1, num_messages * self._max_message_bytes // message_bytes)
@@ -128,15 +132,17 @@ class TripletStream:
         """This step and some that follow it; what was made before goes out meanwhile.
 
         It goes out when copying begins, or else the writer would keep the interpreter's lock and
-        copying would not begin before all is written.
+        copying would not begin before all is written. It does not wait for a slow disk, though.
         """
         loop = asyncio.get_running_loop()
         self._wait = Wait(step, "its batch is being read")
-        if self._request.with_payload or step >= self._run.planned_steps:
-            self._hand_over()  # the disk may let it wait
         while True:
             begin_s = time.monotonic()
-            made = await loop.run_in_executor(self._source.pool, self._make, step, most, loop)
+            going_out = loop.call_later(HELD_S, self._hand_over)
+            try:
+                made = await loop.run_in_executor(self._source.pool, self._make, step, most, loop)
+            finally:
+                going_out.cancel()
             if not isinstance(made, Waiting):
                 return made
             self._hand_over()

@@ -353,7 +353,7 @@ def test_draining_turns_health_refuses_new_streams_and_still_answers_status(fold
         hanging = mining_pb2_grpc.MiningServiceStub(stalled).StreamTriplets(
             stream_request(run_id="drained", num_steps=4096, with_payload=True)
         )
-        next(hanging)
+        next(message for message in hanging if message.batches)
         time.sleep(1.0)  # by now the stream is blocked by its client, which reads no more
         drain = threading.Thread(target=miner.stop, args=(2.0,))
         begin_s = time.monotonic()

@@ -25,7 +25,7 @@ async def pass_through(sizes: list[list[int]], pauses: list[bool]) -> list[list[
 
     async def fill() -> None:
         for together in sizes:
-            await outbox.sent()
+            await outbox.taken()
             outbox.put([batch(next(steps), size) for size in together])
         outbox.close()
 
@@ -79,7 +79,7 @@ def test_the_producer_waits_until_all_is_taken() -> None:
     async def scene() -> list[bool]:
         outbox = Outbox()
         outbox.put([batch(step, 600) for step in range(3)])
-        waiting = asyncio.create_task(outbox.sent())
+        waiting = asyncio.create_task(outbox.taken())
         was_free = []
         for _ in range(3):
             await asyncio.sleep(0.01)
@@ -95,7 +95,7 @@ def test_closing_frees_a_waiting_producer_and_keeps_what_is_ready() -> None:
     async def scene() -> tuple[list[int], object]:
         outbox = Outbox()
         outbox.put([batch(0, 300), batch(1, 300)])
-        waiting = asyncio.create_task(outbox.sent())
+        waiting = asyncio.create_task(outbox.taken())
         await asyncio.sleep(0.01)
         assert not waiting.done()
         outbox.close()

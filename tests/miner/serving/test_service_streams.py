@@ -1,14 +1,25 @@
 """What a stream sends: order, bytes, heartbeats, messages of many steps, and its bound."""
 
+import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from miner.data import DatasetConfig, ingest
+from miner.serving.assemble import BatchAssembler
+from miner.serving.metrics.meters import ServingMeters
+from miner.serving.plan import RunParameters
+from miner.serving.runs import Run
+from miner.serving.streams import StreamSource, TripletStream
 from protos.coalface.v1 import mining_pb2, mining_pb2_grpc
 from tests.trainer.feed.served_miner import (
     ServerThread,
@@ -237,3 +248,74 @@ def test_a_damaged_plan_is_data_loss_and_names_its_file(tmp_path: Path) -> None:
     second.stop()
     assert refused.value.code() is grpc.StatusCode.DATA_LOSS  # type: ignore[attr-defined]
     assert "plan.jsonl: the record at byte 0 does not match" in refused.value.details()  # type: ignore[attr-defined]
+
+
+def test_what_is_made_goes_out_while_the_disk_lets_the_next_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    miner = ServerThread(make_folder(tmp_path), max_message_bytes=65_536)
+    with channel_to(miner.address) as channel:
+        stub = opened(channel)
+        assert len(batches_of(stream(stub, 0, 400))) == 400  # planned, and in memory
+        plan_some, calls = Run.plan_some, 0
+
+        def slow(self: Run, *arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                time.sleep(3.0)
+            return plan_some(self, *arguments)
+
+        monkeypatch.setattr(Run, "plan_some", slow)
+        begin_s = time.monotonic()
+        messages = stream(stub, 0, 400)
+        first = next(message for message in messages if message.batches)
+        waited_s = time.monotonic() - begin_s
+        rest = batches_of(messages)
+    miner.stop()
+    assert calls > 1
+    assert waited_s < 2.0
+    assert len(first.batches) + len(rest) == 400
+
+
+def test_a_drain_lets_out_what_is_made(miner: ServerThread) -> None:
+    async def scene() -> list[bytes | None]:
+        source = StreamSource(
+            BatchAssembler(miner.log, None), ThreadPoolExecutor(1), ServingMeters()
+        )
+        run, _ = miner.runs.open(RunParameters("held", batch_rows=24))
+        request = mining_pb2.StreamTripletsRequest(run_id="held", num_steps=64, world_size=1)
+        drained = TripletStream(source, run, request, 2**20)
+        drained._held = [b"made", b"before"]
+        drained.end_early()
+        return [await drained.next_message(1.0) for _ in range(2)]
+
+    assert asyncio.run(scene()) == [b"madebefore", None]
+
+
+def test_samples_with_nulls_and_nested_dictionaries_reach_the_client_together(
+    tmp_path: Path,
+) -> None:
+    root, rows = make_folder(tmp_path), 160
+    kinds = pa.array([["red", "green"][row % 2] for row in range(rows)]).dictionary_encode()
+    table = pq.read_table(root / "data.parquet").append_column(
+        "kinds", pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), kinds)
+    )
+    table = table.append_column("weight", pa.array([None if i % 3 else i for i in range(rows)]))
+    data = tmp_path / "nested.parquet"
+    pq.write_table(table, data)
+    shutil.rmtree(root / "store")
+    columns = ("image", "kinds", "weight")
+    ingest(DatasetConfig(uri=str(data), payload_columns=columns), root / "store")
+    server = ServerThread(root)
+    with channel_to(server.address) as channel:
+        messages = list(stream(opened(channel), 0, 64, with_payload=True))
+    server.stop()
+    batches = batches_of(messages)
+    assert len(batches) == 64
+    assert max(len(message.batches) for message in messages) > 1
+    for batch in batches:
+        sent = pa.ipc.open_stream(batch.payload).read_all()
+        for name in ("kinds", "weight", "image"):
+            wanted = table[name].take(sent["row_id"]).to_pylist()
+            assert sent[name].to_pylist() == wanted
