@@ -12,8 +12,11 @@ class WorkersConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_embed_workers: int = Field(
-        default=1, ge=1, description="Embedding workers. One: a laptop's share; one per GPU else."
+    num_embed_workers: int | None = Field(
+        default=1,
+        ge=1,
+        description="Embedding workers. One: a laptop's share. None: as many as the cluster has "
+        "GPUs for at the start, at least one.",
     )
     cpus_per_worker: float = Field(
         default=1.0,
@@ -35,6 +38,12 @@ class WorkersConfig(BaseModel):
         ge=1,
         description="How often a chunk may take its worker down before the snapshot fails. Three: "
         "a preempted machine and a bad moment are forgiven, a sample that crashes is not.",
+    )
+    late_factor: float | None = Field(
+        default=5.0,
+        gt=1.0,
+        description="A chunk that takes so many times the median, while another worker has nothing "
+        "to do, is taken from its worker, which is replaced: once a chunk. None: never.",
     )
     search_cpus: float = Field(
         default=1.0, gt=0, description="CPUs of the search, and the threads FAISS may use."

@@ -62,20 +62,27 @@ class Crew:
                 self._workers[worker.slot] = Worker(worker.slot, self._ask_for_actor())
             return self._workers[worker.slot]
 
-    def wait_for_any(self, refs: Mapping[Any, Worker]) -> Any:
-        """The first of ``refs`` that is ready; calls under way are waited for without a limit.
+    @property
+    def size(self) -> int:
+        """Workers of the crew."""
+        return len(self._workers)
+
+    def wait_for_any(self, refs: Mapping[Any, Worker], at_most_s: float | None = None) -> Any:
+        """The first of ``refs`` that is ready; None if none is within ``at_most_s``.
+
+        Calls under way may take that long (None: any time), workers that start the time allowed.
 
         Raises:
             SnapshotError: None of their workers has started within the time allowed; says what was
                 asked for and what there is.
         """
         any_started = any(worker.started for worker in refs.values())
-        timeout_s = None if any_started else self._timeout_s
+        timeout_s = at_most_s if any_started else self._timeout_s
         ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
-        if not ready:
-            what = f"{len(refs)} embedding workers"
-            raise SnapshotError(self._resources.explain_wait(what, self._timeout_s))
-        return ready[0]
+        if ready or any_started:
+            return ready[0] if ready else None
+        what = f"{len(refs)} embedding workers"
+        raise SnapshotError(self._resources.explain_wait(what, self._timeout_s))
 
     def call(self, method: str, *args: object, attempts: int) -> Any:
         """Call a method on the first worker that is free, on another if that one is lost.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class EmbedPool:
         self._embedding = threading.Lock()
         self._crew = Crew(
             lambda: resources.start(EmbedActor, settings),
-            workers.num_embed_workers,
+            workers.num_embed_workers or resources.room_for(),
             resources,
             workers.placement_timeout_s,
         )
@@ -167,7 +168,8 @@ class _Job:
         self.num_lost_workers = self.num_rows_embedded = 0
         self._known = known
         self._settings, self._crew, self._key, self._uri = settings, crew, key, uri
-        self._ledger = ChunkLedger(chunks, settings.workers.max_chunk_attempts)
+        workers = settings.workers
+        self._ledger = ChunkLedger(chunks, workers.max_chunk_attempts, workers.late_factor)
         self._idle: list[Worker] = []
         # A worker at its chunk, or at getting ready (None).
         self._in_flight: dict[Any, tuple[Worker, int | None]] = {}
@@ -182,7 +184,13 @@ class _Job:
             while self._idle and self._ledger.has_pending:
                 self._hand_out(self._idle.pop())
             workers = {ref: worker for ref, (worker, _) in self._in_flight.items()}
-            ref = self._crew.wait_for_any(workers)
+            late = self._ledger.next_late() if self._idle else None
+            at_most_s = None if late is None else max(0.0, late[1] - time.monotonic())
+            ref = self._crew.wait_for_any(workers, at_most_s)
+            if ref is None:
+                assert late is not None
+                self._take_back(late[0])
+                continue
             worker, chunk = self._in_flight.pop(ref)
             try:
                 num_rows = result_of(ref)
@@ -200,25 +208,36 @@ class _Job:
                 self._idle.append(worker)
                 if chunk is not None:
                     self.num_rows_embedded += num_rows
-                    self._ledger.done(chunk)
+                    self._ledger.done(chunk, time.monotonic())
                     yield chunk
 
     def _start(self, worker: Worker) -> None:
         self._in_flight[worker.actor.start.remote()] = (worker, None)
 
     def _hand_out(self, worker: Worker) -> None:
-        chunk = self._ledger.take()
+        chunk = self._ledger.take(time.monotonic())
         rehearse = self._ledger.is_last_retry(chunk)
         begin, end = self._key.rows_of(chunk)
         known = [rows for rows in self._known if rows.begin < end and begin < rows.end]
         ref = worker.actor.embed_chunk.remote(self._key, chunk, self._uri, known, rehearse=rehearse)
         self._in_flight[ref] = (worker, chunk)
 
+    def _take_back(self, late: int) -> None:
+        """Have another worker do a chunk; its own, which may hang, is killed first."""
+        ref, worker = next(
+            (ref, worker) for ref, (worker, chunk) in self._in_flight.items() if chunk == late
+        )
+        del self._in_flight[ref]
+        log.warning("chunk %d is late: its worker %d is replaced", late, worker.slot)
+        self.num_lost_workers += 1
+        self._start(self._crew.replace(worker))
+        self._ledger.late(late)
+
     def _retry(self, chunk: int | None, loss: RayError) -> None:
         attempts = self._settings.workers.max_chunk_attempts
         if chunk is None:
             self._lost_starts += 1
-            if self._lost_starts >= attempts * self._settings.workers.num_embed_workers:
+            if self._lost_starts >= attempts * self._crew.size:
                 raise SnapshotError(
                     f"{self._lost_starts} workers died before they could embed: {loss}"
                 ) from loss

@@ -26,6 +26,11 @@ class Resources:
         options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "max_restarts": 0}
         return ray.remote(actor_class).options(**options).remote(*args)
 
+    def room_for(self) -> int:
+        """Actors that the cluster has GPUs for, those in use included; at least one."""
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return max(1, int(total.get("GPU", 0) / self.num_gpus)) if self.num_gpus else 1
+
     def explain_wait(self, what: str, timeout_s: float) -> str:
         """Why an actor has not started: what it asks for, and what the cluster has."""
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import psutil
 import pytest
+import ray
 
 from miner.data.row_store import RowStore
 from miner.errors import (
@@ -23,6 +25,7 @@ from miner.errors import (
 from miner.index.config import IndexConfig
 from miner.workers.embed import EmbedPool, EmbedReport
 from miner.workers.embed_worker import ChunkEmbedder
+from miner.workers.remote import Resources
 from miner.workers.search import SearchRequest, search, search_snapshot
 from miner.workers.snapshot import SnapshotKey, SnapshotStore
 
@@ -167,6 +170,37 @@ def test_a_worker_killed_while_idle_is_replaced(workshop, pool):
     worker.wait(10)
     assert pool.validate(uri, sha256) < 0.95
     assert pool.embed(key, uri) == EmbedReport(7, 7, 0, 0, 100)
+
+
+def test_a_worker_that_hangs_costs_its_chunk_some_times_the_median(workshop, snapshots):
+    """Two workers; what the other one does not have to do, it waits for."""
+    uri, sha256 = workshop.weights(13)
+    changes = {"num_embed_workers": 2, "cpus_per_worker": 0.5, "late_factor": 3.0}
+    two = workshop.workers.model_copy(update=changes)
+    crowd = EmbedPool(two, workshop.encoder, workshop.store, snapshots.root)
+    key = crowd.key(sha256)
+    workshop.trigger(FIRST_OF_CHUNK_2 + 5, "hang-once")
+    begin_s = time.monotonic()
+    report = crowd.embed(key, uri)
+    took_s = time.monotonic() - begin_s
+    crowd.shutdown()
+    assert report == EmbedReport(7, 7, 0, 1, 100)
+    assert took_s < 60
+    assert snapshots.missing_chunks(key) == []
+    begun = Counter(workshop.batches_begun())
+    assert begun == Counter(range(0, 100, 8)) + Counter([FIRST_OF_CHUNK_2])
+
+
+def test_as_many_workers_as_the_cluster_has_gpus_for_and_at_least_one(monkeypatch):
+    for num_gpus, per_worker, expected in (
+        (8, 1, 8),
+        (8, 0.5, 16),
+        (3, 2, 1),
+        (0, 1, 1),
+        (4, 0, 1),
+    ):
+        monkeypatch.setattr(ray, "cluster_resources", lambda n=num_gpus: {"CPU": 4.0, "GPU": n})
+        assert Resources(1.0, per_worker).room_for() == expected
 
 
 def test_a_crew_that_finds_no_room_says_what_it_asked_for(workshop, snapshots):

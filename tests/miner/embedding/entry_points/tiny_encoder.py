@@ -6,6 +6,7 @@ does: raise, kill (the process), kill-once, nan. Each call appends "first last" 
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,10 @@ def _misbehave(trigger: Path, inputs: np.ndarray) -> None:
     if action == "nan":
         inputs[:] = np.nan
         return
-    if action == "kill-once":
+    if action in {"kill-once", "hang-once"}:
         trigger.unlink()
+    if action == "hang-once":
+        time.sleep(600)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
