@@ -132,8 +132,7 @@ def test_torchrun_knows_the_options_of_the_trainer() -> None:
     assert service["clusterIP"] == "None"
     assert parsed.training_script == "trainer"
     assert (
-        parsed.nnodes
-        == f"1:{MANIFESTS['trainer.yaml: Job/coalface-trainer']['spec']['completions']}"
+        parsed.nnodes == f"{MANIFESTS['trainer.yaml: Job/coalface-trainer']['spec']['completions']}"
     )
 
 
