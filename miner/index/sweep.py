@@ -55,9 +55,10 @@ def sweep(  # noqa: PLR0913 - a search, and how it runs
 ) -> Candidates:
     """Each anchor's ``num_candidates`` nearest rows of other identities.
 
-    Exact up to rounding in float32: no row of another identity that is left out is nearer than one
-    that is given. Rows of equal similarity stand by row id; which of them is cut off at the end is
-    open. Anchors with fewer rows of other identities are padded with -1 and -inf.
+    Exact in float32: no row of another identity that is left out is nearer than one that is given,
+    nor as near with a smaller id. Rows of equal similarity stand by row id. A similarity depends on
+    the two rows alone, so on one kind of processor any division of rows and anchors gives the same
+    bits. Anchors with fewer rows of other identities are padded with -1 and -inf.
 
     Args:
         embeddings_ND: [N, D] float32 of length 1; may be a memory map.
