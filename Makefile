@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help setup demo test test-all test-chaos check format proto clean
-.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers bench-stream bench-outage
+.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-shards bench-end-to-end bench-gpu bench-peers bench-stream bench-outage
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,7 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-end-to-end bench-gpu bench-peers bench-stream bench-outage ## every benchmark; results go to tests/bench/results
+bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-shards bench-end-to-end bench-gpu bench-peers bench-stream bench-outage ## every benchmark; results go to tests/bench/results
 
 bench-quality: $(STAMP) ## the demo's arms over 3 other seeds, with a control (half an hour)
 	$(BIN)/python tests/bench/quality.py
@@ -65,6 +65,9 @@ bench-selection: $(STAMP) ## time and memory of selection for a million anchors
 
 bench-search: $(STAMP) ## speed and recall of the search, beside FAISS's
 	$(BIN)/python -m tests.bench.search
+
+bench-shards: $(STAMP) ## what several processes cost a search, beside one
+	$(BIN)/python -m tests.bench.shards
 
 bench-end-to-end: $(VENV)/.peers ## from embeddings to a sealed round, beside sentence-transformers' miner
 	$(BIN)/python -m tests.bench.end_to_end

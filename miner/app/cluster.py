@@ -73,7 +73,8 @@ def joined_ray(config: MinerConfig) -> Iterator[None]:
     options: dict[str, Any] = {}
     if address == "local":
         workers = config.workers
-        needed = (workers.num_embed_workers or 1) * workers.cpus_per_worker + workers.search_cpus
+        needed = (workers.num_embed_workers or 1) * workers.cpus_per_worker
+        needed += workers.search_shards * workers.search_cpus
         # Ray's own default niceness is 15: a trainer beside the service would starve the stream.
         os.environ.setdefault("RAY_worker_niceness", "0")
         options = {

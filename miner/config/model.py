@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from miner.core.config import SelectionConfig
 from miner.data.config import DatasetConfig
@@ -84,6 +85,16 @@ class MinerConfig(BaseModel):
     serving: ServingConfig = ServingConfig()
     metrics: MetricsConfig = MetricsConfig()
     refresh: RefreshConfig = RefreshConfig()
+
+    @model_validator(mode="after")
+    def _shards_that_can_search(self) -> Self:
+        if self.workers.search_shards > 1 and self.index.gpu.engine == "faiss":
+            raise ValueError(
+                f"workers.search_shards={self.workers.search_shards} and index.gpu.engine=faiss "
+                "exclude each other: FAISS spreads rows over the GPUs of one machine; take the "
+                "engine torch, or one shard"
+            )
+        return self
 
     @property
     def store_path(self) -> Path:

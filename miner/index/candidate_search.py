@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,38 @@ PROBED_SAMPLE = 1000
 MAX_DEEPENINGS = 3
 
 
+class Lists(Protocol):
+    """What answers for all rows but the exact search."""
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether there are lists."""
+
+    def prepare(self, exact: Candidates, num_candidates: int, each: Each) -> None:
+        """Make lists, and choose their depth by a sample's nearest rows."""
+
+    def search(
+        self,
+        anchor_ids_A: I64,
+        num_candidates: int,
+        each: Each,
+        on_progress: Progress | None = None,
+    ) -> Candidates:
+        """What lists find, as deep as was chosen."""
+
+    def deepen(self, exact: Candidates, each: Each) -> bool:
+        """Search deeper from now on; whether that is possible."""
+
+    def remember(self, found: Candidates) -> None:
+        """The search is over."""
+
+    def warm_start(self) -> WarmStart | None:
+        """What the next search over these rows can start from."""
+
+    def describe(self) -> dict[str, int | float | str]:
+        """What the manifest says, ``num_lists`` and ``num_probes`` among it."""
+
+
 class CandidateSearch:
     """Finds the nearest rows of other identities, by the configured index.
 
@@ -66,6 +99,7 @@ class CandidateSearch:
         num_threads: int | None = None,
         before: WarmStart | None = None,
         exact: ExactSearch | None = None,
+        new_lists: Callable[[str], Lists] | None = None,
     ) -> None:
         """Take the rows; nothing is built before the first search.
 
@@ -77,6 +111,7 @@ class CandidateSearch:
             num_threads: Of this process; None: as many as it has cores.
             before: What an earlier search over the same rows has left, maybe under other weights.
             exact: An exact search of the same rows in place of the CPU's, as on a GPU.
+            new_lists: Makes lists of a kind over the same rows in place of those made here.
         """
         self.recall: Recall | None = None
         self.description: dict[str, int | float | str] = {}
@@ -85,8 +120,8 @@ class CandidateSearch:
         self._seed = seed
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
         self._is_checked = False
-        self._lists: ListSearch | GpuLists | None = None
-        self._given_exact = exact
+        self._lists: Lists | None = None
+        self._given_exact, self._given_lists = exact, new_lists
         self._gpu_index: GpuIndex | None = None
 
     def __call__(
@@ -136,8 +171,10 @@ class CandidateSearch:
         """For the next search over these rows; None if there is nothing to start from."""
         return self._before if self._lists is None else self._lists.warm_start()
 
-    def _new_lists(self, kind: str) -> ListSearch | GpuLists:
+    def _new_lists(self, kind: str) -> Lists:
         config = self._config
+        if self._given_lists is not None:
+            return self._given_lists(kind)
         if config.gpu.engine != "faiss":
             return ListSearch(
                 self._embeddings_ND,
@@ -171,8 +208,7 @@ class CandidateSearch:
         num_rows, dim = self._embeddings_ND.shape
         products = num_anchors * num_rows
         what = f"{num_anchors} anchors times {num_rows} rows"
-        on_gpu = self._given_exact is not None or self._config.gpu.engine == "faiss"
-        most = FLAT_PRODUCTS_OF_GPU if on_gpu else FLAT_PRODUCTS
+        most = FLAT_PRODUCTS if self._config.gpu.engine == "off" else FLAT_PRODUCTS_OF_GPU
         if products <= most:
             return "flat", {"reason": f"auto: {what} are at most {most:.0e} products"}
         what += f" are more than {most:.0e} products"
@@ -237,7 +273,7 @@ class CandidateSearch:
 
     def _search(
         self,
-        lists: ListSearch | GpuLists,
+        lists: Lists,
         anchor_ids_A: I64,
         num_candidates: int,
         each: Each,
@@ -262,7 +298,7 @@ class CandidateSearch:
             if recall.value >= self._config.min_recall:
                 return found, recall
             tried.append(f"{what['num_probes']} probes: {recall}")
-            if not lists.deepen(exact):
+            if not lists.deepen(exact, each):
                 advice = "all were searched: take kind flat"
                 break
         else:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.index.list_join import ListJoin
+from miner.index.queries import Queries
+from miner.index.threads import Each
 from miner.types import Candidates
 
 __all__ = ["Depths"]
@@ -33,7 +35,9 @@ class Depths:
     needed_SR: I64
 
     @classmethod
-    def of(cls, join: ListJoin, exact: Candidates) -> Depths:
+    def of(
+        cls, join: ListJoin, exact: Candidates, each: Each, queries: Queries | None = None
+    ) -> Depths:
         """Rank the lists of the exact neighbours by their similarity to the anchor.
 
         As many probes are needed as make :meth:`~miner.index.list_join.ListJoin.probes_here` reach
@@ -42,14 +46,18 @@ class Depths:
         Args:
             join: The lists.
             exact: [S, R] of an exact search.
+            each: From :func:`~miner.index.threads.workers`.
+            queries: The anchors, where they are no rows of these.
 
         Cost: S L products.
         """
         centroids = join.centroids
-        anchors_SP = centroids.projection(join.embeddings_ND[exact.anchor_ids_A])
+        anchors = exact.anchor_ids_A
+        anchors_SD, _ = join.vectors_of(anchors, queries, np.arange(len(anchors)))
+        anchors_SP = centroids.projection(anchors_SD)
         scores_SL = anchors_SP @ centroids.fine_LP.T
         of_row_SR = np.take_along_axis(scores_SL, join.list_ids_N[exact.row_ids_AK], axis=1)
-        own_lists = join.list_ids_N[exact.anchor_ids_A].tolist()
+        own_lists = join.lists_of(anchors, queries, each).tolist()
         rows_per_list = len(join.rows_N) / centroids.num_lists
         needed_SR = np.empty(of_row_SR.shape, np.int64)
         for place, list_id in enumerate(own_lists):

@@ -87,7 +87,7 @@ class GpuLists:
             on_progress=on_progress,
         )
 
-    def deepen(self, exact: Candidates) -> bool:  # noqa: ARG002 - as ListSearch
+    def deepen(self, exact: Candidates, each: Each) -> bool:  # noqa: ARG002 - as ListSearch
         """Probe twice as many lists from now on, up to `MAX_DEPTH`; whether there were more."""
         return self._deepened()
 

@@ -63,15 +63,17 @@ class Batch:
     near_rows: int
 
     @classmethod
-    def of(cls, join: ListJoin, anchor_ids_B: I64, *, is_known: bool) -> Batch:
-        """Rows ``anchor_ids_B``, which ascend by list; whether candidates of all are known."""
-        anchors_BD = np.ascontiguousarray(join.embeddings_ND[anchor_ids_B])
+    def of(
+        cls, join: ListJoin, anchors_BD: F32, owners_B: I32, list_ids_B: I32, *, is_known: bool
+    ) -> Batch:
+        """Anchors, which ascend by list; whether candidates of all are known."""
+        anchors_BD = np.ascontiguousarray(anchors_BD)
         return cls(
             join,
             anchors_BD,
             join.centroids.projection(anchors_BD),
-            join.identities.identity_ids_N[anchor_ids_B],
-            join.list_ids_N[anchor_ids_B],
+            owners_B,
+            list_ids_B,
             NEAR_ROWS_BESIDE_KNOWN if is_known else NEAR_ROWS_PER_CANDIDATE,
         )
 

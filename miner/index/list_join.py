@@ -23,6 +23,7 @@ from miner.compiled import read_only
 from miner.index.gallery import CodedGallery, Gallery, plain_gallery
 from miner.index.inverted_lists import Centroids
 from miner.index.join_batch import Batch
+from miner.index.queries import Queries
 from miner.index.rescoring import NONE, rescore
 from miner.index.reservoir import capacity_for
 from miner.index.threads import Each
@@ -123,6 +124,7 @@ class ListJoin:
         on_progress: Callable[[int, int], None] | None = None,
         *,
         known_NW: npt.NDArray[np.uint32] | None = None,
+        queries: Queries | None = None,
     ) -> Candidates:
         """The most similar rows of other identities among those in the lists that are searched.
 
@@ -139,6 +141,7 @@ class ListJoin:
             each: From :func:`~miner.index.threads.workers`.
             on_progress: Called with (anchors done, anchors in all).
             known_NW: [N, W] rows that are taken for found, of each row; NONE in place of none.
+            queries: The anchors, where they are no rows of these; nothing is known of them.
 
         Cost: for each anchor the product of P axes with each row in its lists; in each thread some
             200 MB.
@@ -146,18 +149,20 @@ class ListJoin:
         num_anchors = len(anchor_ids_A)
         row_ids_AK = np.empty((num_anchors, num_candidates), np.int64)
         similarities_AK = np.empty((num_anchors, num_candidates), np.float32)
-        if known_NW is None:
-            known_NW = np.empty((len(self.rows_N), 0), np.uint32)
-        by_list_A = np.argsort(self.list_ids_N[anchor_ids_A], kind="stable")
+        lists_A = self.lists_of(anchor_ids_A, queries, each)
+        by_list_A = np.argsort(lists_A, kind="stable")
         joined = self._num_joined(num_anchors, num_candidates, each.num_threads)
         done = 0
 
         def join(begin: int) -> None:
             nonlocal done
             places_B = by_list_A[begin : begin + joined]
-            known_BW = known_NW[anchor_ids_A[places_B]]
+            known_BW = np.empty((len(places_B), 0), np.uint32)
+            if known_NW is not None:
+                known_BW = known_NW[anchor_ids_A[places_B]]
             is_known = known_BW.size > 0 and bool((known_BW[:, 0] != NONE).all())
-            batch = Batch.of(self, anchor_ids_A[places_B], is_known=is_known)
+            anchors = self.vectors_of(anchor_ids_A, queries, places_B)
+            batch = Batch.of(self, *anchors, lists_A[places_B], is_known=is_known)
             rescore(
                 batch.anchors_BD,
                 read_only(self.embeddings_ND),
@@ -176,6 +181,21 @@ class ListJoin:
 
         each(join, range(0, num_anchors, joined))
         return Candidates(anchor_ids_A.astype(np.int64), row_ids_AK, similarities_AK)
+
+    def lists_of(self, anchor_ids_A: I64, queries: Queries | None, each: Each) -> I32:
+        """[A] the list that each anchor is in, or would be in."""
+        if queries is None:
+            return self.list_ids_N[anchor_ids_A]
+        return self.centroids.assign(self.centroids.projection(queries.vectors_QD), each)
+
+    def vectors_of(
+        self, anchor_ids_A: I64, queries: Queries | None, places_B: I64
+    ) -> tuple[F32, I32]:
+        """[B, D] some of the anchors, and [B] their identities."""
+        if queries is not None:
+            return queries.vectors_QD[places_B], queries.owners_Q[places_B]
+        rows_B = anchor_ids_A[places_B]
+        return self.embeddings_ND[rows_B], self.identities.identity_ids_N[rows_B]
 
     def num_entries(self, num_candidates: int) -> int:
         """Rows of an anchor that are compared with it in all dimensions, E."""

@@ -20,6 +20,7 @@ from miner.index.inverted_lists import Centroids, default_num_lists
 from miner.index.list_join import ListJoin
 from miner.index.memory import give_back
 from miner.index.projection import Projection
+from miner.index.queries import Queries
 from miner.index.recall import measure_recall
 from miner.index.threads import Each
 from miner.index.warm_start import WarmStart
@@ -76,7 +77,13 @@ class ListSearch:
         """Whether there are lists."""
         return self._join is not None
 
-    def prepare(self, exact: Candidates, num_candidates: int, each: Each) -> None:
+    def prepare(
+        self,
+        exact: Candidates,
+        num_candidates: int,
+        each: Each,
+        queries: Queries | None = None,
+    ) -> None:
         """Make lists, and choose how many are probed by what a sample's anchors need.
 
         Lists of the last search are left for new ones once they take many more probes than when
@@ -87,6 +94,7 @@ class ListSearch:
             exact: [S, R] the sample's nearest rows.
             num_candidates: K of the searches to come.
             each: From :func:`~miner.index.threads.workers`.
+            queries: The sample, where it is no rows of these.
 
         Raises:
             SearchError: There are 2**32 rows or more.
@@ -106,7 +114,7 @@ class ListSearch:
                 is_coded=self._is_coded,
                 seed=self._seed,
             )
-            depths = Depths.of(self._join, exact)
+            depths = Depths.of(self._join, exact, each, queries)
             self._unaided_probes = depths.reaching(aim)
             if self._warm is not None and centroids is self._warm.centroids:
                 if self._unaided_probes > STALE * self._warm.num_probes:
@@ -115,7 +123,7 @@ class ListSearch:
             if known_NW is not None:
                 depths = depths.helped_by(known_NW)
             self._num_probes = self._config.num_probes or depths.reaching(aim)
-            found = self.search(exact.anchor_ids_A, num_candidates, each)
+            found = self.search(exact.anchor_ids_A, num_candidates, each, queries=queries)
             reached = max(depths.share(self._num_probes), 1e-9)
             kept = max(measure_recall(found, exact, at).value / reached, 1e-9)
             if kept >= aim + (1 - aim) / 2:
@@ -129,16 +137,24 @@ class ListSearch:
         num_candidates: int,
         each: Each,
         on_progress: Progress | None = None,
+        *,
+        queries: Queries | None = None,
     ) -> Candidates:
         """As :meth:`~miner.index.list_join.ListJoin.search`, as deep as was chosen."""
         assert self._join is not None, "prepare comes first"
         known_NW = self._warm.neighbours_NW if self._warm else None
         self._num_probes = min(self._num_probes, self._join.centroids.num_lists)
         return self._join.search(
-            anchor_ids_A, num_candidates, self._num_probes, each, on_progress, known_NW=known_NW
+            anchor_ids_A,
+            num_candidates,
+            self._num_probes,
+            each,
+            on_progress,
+            known_NW=known_NW,
+            queries=queries,
         )
 
-    def deepen(self, exact: Candidates) -> bool:
+    def deepen(self, exact: Candidates, each: Each, queries: Queries | None = None) -> bool:
         """Probe twice as many lists from now on, or as many as these nearest rows need.
 
         Returns:
@@ -147,7 +163,7 @@ class ListSearch:
         assert self._join is not None, "prepare comes first"
         if self._num_probes >= self._join.centroids.num_lists:
             return False
-        enough = Depths.of(self._join, exact).reaching(self._config.target_recall)
+        enough = Depths.of(self._join, exact, each, queries).reaching(self._config.target_recall)
         self._num_probes = max(2 * self._num_probes, enough)
         return True
 

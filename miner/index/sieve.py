@@ -1,5 +1,8 @@
 """The K most similar rows of each anchor, while products or bounds of products go by.
 
+What goes by only points at rows: a similarity that counts is made of the two rows alone, the same
+way each time. So what is kept does not depend on the matrices that the rows came in.
+
 Shape legend: N = rows, D = dimensions, B = anchors, G = rows of a tile, K = rows kept, W = held.
 """
 
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from miner.compiled import compiled
+from miner.compiled import compiled, read_only
 from miner.index.keys import key_of, similarity_of, unpack
 from miner.index.quickselect import bring_greatest
 from miner.index.scan import find_above
@@ -24,10 +27,11 @@ U64 = npt.NDArray[np.uint64]
 
 ROUNDING = np.float32(1e-5)
 """Between two products of the same rows."""
+NO_SLACK = np.float32(0)
 
 
 class Sieve:
-    """Keeps the best K rows of other identities of each anchor.
+    """Keeps the best K rows of other identities of each anchor; of equal ones those taken first.
 
     Attributes:
         marks_B: What a similarity must exceed to count.
@@ -55,14 +59,15 @@ class Sieve:
             ceiling: What is more similar does not count; nor does it for the marks.
         """
         self.marks_B = marks_B - ROUNDING
-        self._rows = anchors_BD, owners_B, embeddings_ND, identity_ids_N
+        rows = anchors_BD, owners_B, embeddings_ND, identity_ids_N
+        self._rows: Any = tuple(read_only(array) for array in rows)
         self._num_kept, self._ceiling = num_kept, np.float32(ceiling)
         self._filled_B = np.zeros(len(anchors_BD), np.int64)
         self._keys_BW = np.zeros((len(anchors_BD), 2 * num_kept + 32), np.uint64)
 
     def take(self, scores_BG: F32, first_row: int) -> None:
-        """Take rows from ``first_row`` on, which have these similarities."""
-        self._sift(scores_BG, first_row, is_bound=False)
+        """Take rows from ``first_row`` on, which have these similarities up to rounding."""
+        self._sift(scores_BG, first_row, ROUNDING)
 
     def sift(self, bounds_BG: F32, first_row: int) -> int:
         """Take rows from ``first_row`` on, whose similarities are at most these.
@@ -70,7 +75,7 @@ class Sieve:
         Returns:
             How many similarities had to be found out.
         """
-        return self._sift(bounds_BG, first_row, is_bound=True)
+        return self._sift(bounds_BG, first_row, NO_SLACK)
 
     def best(self) -> tuple[F32, I64]:
         """[B, K] similarities and row ids, best first, equal ones by row id, padded.
@@ -83,16 +88,16 @@ class Sieve:
         best_BK = np.sort(self._keys_BW[:, num_dropped:], axis=1)
         return unpack(best_BK[:, ::-1])
 
-    def _sift(self, scores_BG: F32, first_row: int, *, is_bound: bool) -> int:
+    def _sift(self, scores_BG: F32, first_row: int, slack: np.float32) -> int:
         state: Any = self._keys_BW, self._filled_B, self.marks_B, self._num_kept, self._ceiling
-        return _sift(scores_BG, first_row, is_bound, *self._rows, *state)
+        return _sift(scores_BG, first_row, slack, *self._rows, *state)
 
 
 @compiled
 def _sift(  # noqa: PLR0913, PLR0917 - compiled: no keywords
     scores_BG: F32,
     first_row: int,
-    is_bound: bool,
+    slack: Any,
     anchors_BD: F32,
     owners_B: I32,
     embeddings_ND: F32,
@@ -106,19 +111,19 @@ def _sift(  # noqa: PLR0913, PLR0917 - compiled: no keywords
     found = np.empty(scores_BG.shape[1] + 1, np.int64)
     looked_at = 0
     for anchor in range(len(scores_BG)):
-        num_found = find_above(scores_BG[anchor], marks_B[anchor], 0, found, 0)
+        num_found = find_above(scores_BG[anchor], marks_B[anchor] - slack, 0, found, 0)
         anchor_D = anchors_BD[anchor]
         for column in found[:num_found]:
             row = first_row + column
             if identity_ids_N[row] == owners_B[anchor]:
                 continue
-            similarity = scores_BG[anchor, column]
-            if is_bound:
-                looked_at += 1
-                embedding_D = embeddings_ND[row]
-                similarity = np.float32(0)
-                for axis in range(len(anchor_D)):
-                    similarity += anchor_D[axis] * embedding_D[axis]
+            if scores_BG[anchor, column] <= marks_B[anchor] - slack:
+                continue  # the mark has risen since
+            looked_at += 1
+            embedding_D = embeddings_ND[row]
+            similarity = np.float32(0)
+            for axis in range(len(anchor_D)):
+                similarity += anchor_D[axis] * embedding_D[axis]
             if similarity <= marks_B[anchor] or similarity > ceiling:
                 continue
             keys_BW[anchor, filled_B[anchor]] = key_of(similarity, row)

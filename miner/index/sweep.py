@@ -23,7 +23,7 @@ from miner.index.sieve import Sieve
 from miner.index.threads import Each
 from miner.types import Candidates, IdentityTable
 
-__all__ = ["sweep", "sweep_queries"]
+__all__ = ["bounding_axes", "sweep", "sweep_queries"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -55,9 +55,10 @@ def sweep(  # noqa: PLR0913 - a search, and how it runs
 ) -> Candidates:
     """Each anchor's ``num_candidates`` nearest rows of other identities.
 
-    Exact up to rounding in float32: no row of another identity that is left out is nearer than one
-    that is given. Rows of equal similarity stand by row id; which of them is cut off at the end is
-    open. Anchors with fewer rows of other identities are padded with -1 and -inf.
+    Exact in float32: no row of another identity that is left out is nearer than one that is given,
+    nor as near with a smaller id. Rows of equal similarity stand by row id. A similarity depends on
+    the two rows alone, so on one kind of processor any division of rows and anchors gives the same
+    bits. Anchors with fewer rows of other identities are padded with -1 and -inf.
 
     Args:
         embeddings_ND: [N, D] float32 of length 1; may be a memory map.
@@ -73,7 +74,7 @@ def sweep(  # noqa: PLR0913 - a search, and how it runs
     num_anchors = len(anchor_ids_A)
     row_ids_AK = np.empty((num_anchors, num_candidates), np.int64)
     similarities_AK = np.empty((num_anchors, num_candidates), np.float32)
-    projection = _projection(embeddings_ND, num_anchors)
+    projection = bounding_axes(embeddings_ND, num_anchors)
     done = 0
 
     ids_N = identities.identity_ids_N
@@ -102,6 +103,7 @@ def sweep_queries(  # noqa: PLR0913, PLR0917 - a search, and how it runs
     each: Each,
     *,
     max_similarity: float = np.inf,
+    axes: Projection | None = None,
 ) -> tuple[F32, I64]:
     """Of each query the ``num_candidates`` nearest rows of other owners; exact as :func:`sweep`.
 
@@ -113,6 +115,7 @@ def sweep_queries(  # noqa: PLR0913, PLR0917 - a search, and how it runs
         num_candidates: K.
         each: From :func:`~miner.index.threads.workers`.
         max_similarity: Rows that are more similar are left out too.
+        axes: From :func:`bounding_axes` for many queries; what is found is the same.
 
     Returns:
         [Q, K] similarities and row ids, nearest first, padded with -inf and -1.
@@ -127,7 +130,7 @@ def sweep_queries(  # noqa: PLR0913, PLR0917 - a search, and how it runs
         part = slice(begin, begin + block)
         queries = queries_QD[part], owners_Q[part]
         found = _block(
-            embeddings_ND, owners_N, *queries, num_candidates, None, ceiling=max_similarity
+            embeddings_ND, owners_N, *queries, num_candidates, axes, ceiling=max_similarity
         )
         similarities_QK[part], row_ids_QK[part] = found
 
@@ -135,8 +138,8 @@ def sweep_queries(  # noqa: PLR0913, PLR0917 - a search, and how it runs
     return similarities_QK, row_ids_QK
 
 
-def _projection(embeddings_ND: F32, num_anchors: int) -> Projection | None:
-    """The axes in which bounds are taken, if that is worth it."""
+def bounding_axes(embeddings_ND: F32, num_anchors: int) -> Projection | None:
+    """The axes in which bounds on so many anchors' products are taken, if that is worth it."""
     num_rows, dim = embeddings_ND.shape
     if num_anchors * num_rows < MIN_PRODUCTS:
         return None

@@ -46,9 +46,17 @@ class WorkersConfig(BaseModel):
         "to do, is taken from its worker, which is replaced: once a chunk. None: never.",
     )
     search_cpus: float = Field(
-        default=1.0, gt=0, description="CPUs of the search, and the threads FAISS may use."
+        default=1.0, gt=0, description="CPUs of the search, and the threads it may use."
     )
     search_gpus: float = Field(default=0.0, ge=0, description="GPUs of the search.")
+    search_shards: int = Field(
+        default=1,
+        ge=1,
+        description="Processes that share the rows of the search, each with `search_cpus` and "
+        "`search_gpus` of its own and memory for its rows; all must have room at once. The "
+        "candidates of `flat` are the same, to the bit on one kind of processor. With more than "
+        "one, lists are made anew in every round. One: the rows of most sets fit one machine.",
+    )
     keep_snapshots: int = Field(
         default=2,
         ge=1,

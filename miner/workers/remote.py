@@ -20,10 +20,17 @@ class Resources:
 
     num_cpus: float
     num_gpus: float
+    num_bytes: int = 0
 
     def start(self, actor_class: type[Any], *args: object) -> Any:
         """Create an actor, which Ray starts once there is room for it; it is never restarted."""
-        options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "max_restarts": 0}
+        options: dict[str, Any] = {
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus,
+            "max_restarts": 0,
+        }
+        if self.num_bytes:
+            options["memory"] = self.num_bytes
         return ray.remote(actor_class).options(**options).remote(*args)
 
     def room_for(self) -> int:
@@ -39,10 +46,16 @@ class Resources:
             f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s free"
             for name in ("CPU", "GPU")
         )
+        memory = ""
+        if self.num_bytes:
+            have += (
+                f", {free.get('memory', 0) / 1e9:.1f} of {total.get('memory', 0) / 1e9:.1f} GB free"
+            )
+            memory = f", with {self.num_bytes / 1e9:.1f} GB of memory,"
         return (
             f"{what} did not start within {timeout_s:g} s: each asks for {self.num_cpus:g} CPUs "
-            f"and {self.num_gpus:g} GPUs on one machine, the cluster has {have}; ask for less, or "
-            "raise workers.placement_timeout_s"
+            f"and {self.num_gpus:g} GPUs{memory} on one machine, the cluster has {have}; ask for "
+            "less, or raise workers.placement_timeout_s"
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,12 @@ from miner.types import Candidates, IdentityTable
 from miner.workers.config import WorkersConfig
 from miner.workers.exact_search import torch_search
 from miner.workers.remote import Resources, lower_priority, result_of
+from miner.workers.shard_actor import ShardRows
+from miner.workers.shards import SearchShards, ShardedLists
 from miner.workers.snapshot import SnapshotKey, SnapshotStore
+
+if TYPE_CHECKING:
+    from miner.index.candidate_search import CandidateSearch
 
 __all__ = ["SearchOutcome", "SearchRequest", "search", "search_snapshot"]
 
@@ -82,8 +88,46 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
     warm_start = find.warm_start
     if warm is not None and warm_start is not None:
         warm.save(warm_start)
+    return _outcome(candidates, find, {})
+
+
+def _search_in_shards(
+    request: SearchRequest, config: IndexConfig, workers: WorkersConfig
+) -> SearchOutcome:
+    """The same search, with shards that answer in place of the rows."""
+    from miner.index.candidate_search import CandidateSearch
+
+    embeddings_ND = SnapshotStore(request.snapshot_root).open(request.key)
+    rows = ShardRows(
+        request.snapshot_root,
+        request.key,
+        0,
+        len(embeddings_ND),
+        request.identities.identity_ids_N,
+        request.identities.num_identities,
+        config,
+        request.seed,
+        max(1, int(workers.search_cpus)),
+    )
+    with SearchShards.placed(rows, workers, embeddings_ND, request.identities) as shards:
+        find = CandidateSearch(
+            embeddings_ND,
+            request.identities,
+            config,
+            seed=request.seed,
+            num_threads=1,
+            exact=shards.exact,
+            new_lists=lambda kind: ShardedLists(kind, shards),
+        )
+        candidates = find(request.anchor_ids_A, request.num_candidates)
+    return _outcome(candidates, find, {"num_shards": len(shards.shards)})
+
+
+def _outcome(
+    candidates: Candidates, find: CandidateSearch, index: dict[str, int | float | str]
+) -> SearchOutcome:
     recall = None if find.recall is None else find.recall.value
-    return SearchOutcome(candidates, find.description, recall)
+    return SearchOutcome(candidates, {**find.description, **index}, recall)
 
 
 class _SearchActor:
@@ -101,12 +145,16 @@ class _SearchActor:
 def search_snapshot(
     request: SearchRequest, config: IndexConfig, workers: WorkersConfig
 ) -> SearchOutcome:
-    """Search on a Ray worker with the configured resources; a lost worker is replaced once.
+    """Search on Ray workers with the configured resources; a lost one is replaced, a few times.
+
+    With several shards no warm start is read or left.
 
     Raises:
-        SnapshotError, SearchError: As `search`; also if the cluster has no room, or the worker is
-            lost twice.
+        SnapshotError, SearchError: As `search`; also if the cluster has no room, or a worker is
+            lost again and again.
     """
+    if workers.search_shards > 1:
+        return _search_in_shards(request, config, workers)
     resources = Resources(workers.search_cpus, workers.search_gpus)
     for _ in range(MAX_ATTEMPTS):
         actor = resources.start(_SearchActor, workers.nice, chosen_format())

@@ -214,8 +214,11 @@ class SnapshotStore:
         folder = self._folder(key)
         return [chunk for chunk in range(key.num_chunks) if not _is_sound(folder, key, chunk)]
 
-    def open(self, key: SnapshotKey) -> npt.NDArray[np.float32]:
+    def open(self, key: SnapshotKey, rows: range | None = None) -> npt.NDArray[np.float32]:
         """Map the whole snapshot: [N, D] float32, row ``i`` is the embedding of row id ``i``.
+
+        Or map just ``rows``, successive ones: row ``i`` is then that of row id ``rows[i]``, and
+        only their chunks are read.
 
         Every byte was verified when this returns. The array cannot be written to, and stays
         readable when the snapshot is pruned on this machine. Should a chunk be damaged later, its
@@ -230,15 +233,20 @@ class SnapshotStore:
             cache, which all processes of a machine share and the kernel reclaims.
         """
         folder = self._folder(key)
-        first = _read_receipt(folder, key, 0)
+        rows = range(key.num_rows) if rows is None else rows
+        assert rows, "no rows"
+        assert rows.step == 1, f"{rows=} are not successive"
+        chunks = range(rows.start // key.chunk_rows, rows[-1] // key.chunk_rows + 1)
+        first = _read_receipt(folder, key, chunks[0])
         if first is None:
-            raise _incomplete(key, folder, 0, "is missing or truncated")
+            raise _incomplete(key, folder, chunks[0], "is missing or truncated")
         try:
             # What is mapped is the file that was verified, whatever its name leads to by then.
             with FileIO(_data_path(folder, first.dim)) as file:
-                for chunk in range(key.num_chunks):
-                    _require_sound(file, folder, key, chunk, first.dim)
-                embeddings_ND = np.memmap(file, ROW_DTYPE, "r", shape=(key.num_rows, first.dim))
+                for chunk in chunks:
+                    _require_sound(file, folder, key, chunk, first)
+                offset, shape = rows.start * first.row_bytes, (len(rows), first.dim)
+                embeddings_ND = np.memmap(file, ROW_DTYPE, "r", offset, shape)
             self._write_key(key)
         except (OSError, ValueError) as exc:
             raise SnapshotError(f"snapshot {folder} cannot be mapped: {exc}") from exc
@@ -399,12 +407,14 @@ def _is_sound(folder: Path, key: SnapshotKey, chunk: int) -> bool:
         return False
 
 
-def _require_sound(file: FileIO, folder: Path, key: SnapshotKey, chunk: int, dim: int) -> None:
+def _require_sound(
+    file: FileIO, folder: Path, key: SnapshotKey, chunk: int, first: ChunkReceipt
+) -> None:
     receipt = _read_receipt(folder, key, chunk)
     if receipt is None:
         raise _incomplete(key, folder, chunk, "is missing or truncated")
-    if receipt.dim != dim:
-        what = f"has {receipt.dim} dimensions, chunk 0 has {dim}"
+    if receipt.dim != first.dim:
+        what = f"has {receipt.dim} dimensions, chunk {first.chunk} has {first.dim}"
         raise _incomplete(key, folder, chunk, what)
     if not _matches(file, key, receipt):
         raise _incomplete(key, folder, chunk, "does not match its digest")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from miner.errors import SearchError
+from miner.index.queries import Queries
 from miner.types import Candidates, IdentityTable
 from miner.workers.torch_shard import Nearest, Precision, Shard, vectors
 
@@ -46,6 +47,7 @@ def torch_sweep(  # noqa: PLR0913 - a search, and how it runs
     precision: Precision = "float32",
     memory_mb: int = 4096,
     on_progress: Progress | None = None,
+    queries: Queries | None = None,
 ) -> Candidates:
     """Each anchor's ``num_candidates`` nearest rows of other identities.
 
@@ -67,6 +69,7 @@ def torch_sweep(  # noqa: PLR0913 - a search, and how it runs
         memory_mb: Most memory taken on each device, beside a tensor that lies there. A share that
             fits in half of it is held there; else its tiles are sent for each block of anchors.
         on_progress: Called with (anchors done, anchors in all).
+        queries: The anchors, where they are no rows of these.
 
     Raises:
         SearchError: Sizes do not fit, an anchor is no row, K is below 1, a device is missing, or
@@ -74,7 +77,8 @@ def torch_sweep(  # noqa: PLR0913 - a search, and how it runs
 
     Cost: A N products of vectors and two passes over them.
     """
-    source = _checked(embeddings, identities, anchor_ids_A, num_candidates)
+    anchors = anchor_ids_A if queries is None else np.empty(0, np.int64)
+    source = _checked(embeddings, identities, anchors, num_candidates)
     places = _checked_devices(devices)
     num_anchors = len(anchor_ids_A)
     found = Candidates(
@@ -87,7 +91,7 @@ def torch_sweep(  # noqa: PLR0913 - a search, and how it runs
     with _exact_products(), ThreadPoolExecutor(len(places)) as pool:
         for used in passes:
             if len(left):
-                shards = _Shards(source, identities, places, used, memory_mb)
+                shards = _Shards(source, identities, places, used, memory_mb, queries)
                 left = shards.search(found, left, pool, on_progress)
     return found
 
@@ -106,6 +110,7 @@ class _Shards:
     places: list[torch.device]
     precision: Precision
     memory_mb: int
+    queries: Queries | None
 
     def search(
         self, found: Candidates, left: I64, pool: ThreadPoolExecutor, on_progress: Progress | None
@@ -118,7 +123,8 @@ class _Shards:
         done = num_anchors - len(left)
         for begin in range(0, len(left), block):
             part_B = left[begin : begin + block]
-            best = self.nearest(found.anchor_ids_A[part_B], num_candidates, shards, pool)
+            anchors = self.anchors(found.anchor_ids_A, part_B)
+            best = self.nearest(*anchors, num_candidates, shards, pool)
             found.similarities_AK[part_B], found.row_ids_AK[part_B], doubt_B = best
             doubtful.append(part_B[doubt_B])
             done += len(part_B) - len(doubtful[-1])
@@ -148,19 +154,25 @@ class _Shards:
             for number in range(num_shards)
         ]
 
+    def anchors(self, anchor_ids_A: I64, part_B: I64) -> tuple[Tensor, Tensor]:
+        """Vectors of some of the anchors, on the first device, and their identities."""
+        source, rows_B, ids = self.source, anchor_ids_A[part_B], self.identities.identity_ids_N
+        if self.queries is not None:
+            source, rows_B, ids = self.queries.vectors_QD, part_B, self.queries.owners_Q
+        queries_BD = vectors(source, torch.from_numpy(rows_B), self.places[0])
+        return queries_BD, torch.from_numpy(ids[rows_B].astype(np.int64))
+
     def nearest(
         self,
-        anchor_ids_B: I64,
+        queries_BD: Tensor,
+        own_B: Tensor,
         num_candidates: int,
         shards: list[Shard],
         pool: ThreadPoolExecutor,
     ) -> tuple[F32, I64, npt.NDArray[np.bool_]]:
         """Similarities and row ids of the best K, and of which anchors they are in doubt."""
-        device = self.places[0]
-        queries_BD = vectors(self.source, torch.from_numpy(anchor_ids_B), device)
-        own_B = torch.from_numpy(self.identities.identity_ids_N[anchor_ids_B].astype(np.int64))
         parts = list(pool.map(lambda shard: shard.nearest(queries_BD, own_B), shards))
-        return _merged(parts, num_candidates, device)
+        return _merged(parts, num_candidates, self.places[0])
 
 
 def _merged(

@@ -86,3 +86,10 @@ def test_a_file_that_is_no_tree_is_named(tmp_path: Path, text: str, told: str) -
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
         load_config(MinerConfig, tmp_path / "nothing.yaml")
+
+
+def test_shards_of_a_search_and_faiss_on_gpus_exclude_each_other() -> None:
+    shards = (*MINIMAL, "workers.search_shards=2")
+    with pytest.raises(ConfigError, match=r"search_shards=2 and index\.gpu\.engine=faiss"):
+        load_config(MinerConfig, None, (*shards, "index.gpu.engine=faiss"))
+    assert load_config(MinerConfig, None, (*shards, "index.gpu.engine=torch"))

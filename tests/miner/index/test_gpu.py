@@ -212,11 +212,10 @@ def test_lists_are_probed_until_a_sample_finds_enough_and_deeper_if_asked(kind):
     with workers(1) as each:
         lists.prepare(exact(np.arange(0, 1500, 15), 10), 30, each)
         found = lists.search(np.arange(1500), 30, each)
-    assert measure_recall(found, exact(np.arange(1500), 10), 10).value > 0.85
-    probes = lists.describe()["num_probes"]
-    assert 1 < probes < 50
-    for _ in range(6):
-        lists.deepen(found)
+        assert measure_recall(found, exact(np.arange(1500), 10), 10).value > 0.85
+        assert 1 < lists.describe()["num_probes"] < 50
+        for _ in range(6):
+            lists.deepen(found, each)
     assert lists.describe()["num_probes"] == 50
     assert lists.is_prepared
 
