@@ -61,6 +61,7 @@ class TripletStream:
         self._max_message_bytes = max_message_bytes
         self._outbox = Outbox()
         self._held: list[bytes] = []  # made, and not handed over yet
+        self._held_s = 0.0 if request.with_payload else HELD_S  # samples take longer to copy
         largest = (
             max_message_bytes if request.with_payload else run.parameters.batch_rows * ROW_BYTES
         )
@@ -138,7 +139,7 @@ class TripletStream:
         self._wait = Wait(step, "its batch is being read")
         while True:
             begin_s = time.monotonic()
-            going_out = loop.call_later(HELD_S, self._hand_over)
+            going_out = loop.call_later(self._held_s, self._hand_over)
             try:
                 made = await loop.run_in_executor(self._source.pool, self._make, step, most, loop)
             finally:
