@@ -42,6 +42,10 @@ class StoredFile(BaseModel):
     sha256: str
 
 
+class _Versioned(BaseModel):
+    version: int
+
+
 class StoreManifest(BaseModel):
     """The content of ``STORE.json``."""
 
@@ -294,17 +298,18 @@ def _with_row_ids(samples: pa.RecordBatch, row_ids_R: npt.NDArray[np.int64]) -> 
 
 def _read_manifest(root: Path) -> StoreManifest:
     try:
-        manifest = StoreManifest.model_validate_json((root / MANIFEST).read_bytes())
+        content = (root / MANIFEST).read_bytes()
+        version = _Versioned.model_validate_json(content).version  # others have other fields
+        if version == STORE_VERSION:
+            return StoreManifest.model_validate_json(content)
     except FileNotFoundError as exc:
         raise DatasetError(f"there is no row store in {root}; ingest the dataset first") from exc
     except (OSError, ValidationError) as exc:
         raise _damaged(root, f"{MANIFEST} cannot be read: {exc}") from exc
-    if manifest.version != STORE_VERSION:
-        raise DatasetError(
-            f"row store {root} has version {manifest.version}, this program reads version "
-            f"{STORE_VERSION}; ingest again into another folder"
-        )
-    return manifest
+    raise DatasetError(
+        f"row store {root} has version {version}, this program reads version {STORE_VERSION}; "
+        "ingest again into another folder"
+    )
 
 
 def _map_batches(root: Path, name: str) -> list[pa.RecordBatch]:

@@ -1,6 +1,7 @@
 """The row store against the rows that were ingested."""
 
 import importlib
+import json
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -203,6 +204,14 @@ def test_a_damaged_end_is_found_at_opening_and_a_flipped_byte_by_verify(copy: Pa
     assert "payload.arrow does not match its sha256" in problems[0]
     path.write_bytes(data[:-200] + bytes(200))
     with pytest.raises(DatasetError, match=r"payload\.arrow cannot be mapped"):
+        RowStore.open(copy)
+
+
+def test_a_store_of_an_earlier_version_is_not_called_damaged(copy: Path) -> None:
+    manifest = json.loads((copy / "STORE.json").read_text())
+    del manifest["payload_sha256s"]
+    (copy / "STORE.json").write_text(json.dumps({**manifest, "version": 1}))
+    with pytest.raises(DatasetError, match=r"has version 1, .* reads version 2; ingest again into"):
         RowStore.open(copy)
 
 
