@@ -66,7 +66,8 @@ class MinerConfig(BaseModel):
     snapshots_dir: Path | None = Field(
         default=None,
         description="Folder of the snapshots. None: `snapshots` in state_dir; name it so that a "
-        "service on a dataset that has grown finds the embeddings of the files that it had.",
+        "service on a dataset that has grown finds the embeddings of the files that it had. "
+        "Services that share it keep `workers.keep_snapshots` together.",
     )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Keys every draw of the miner. 0: any will do."
