@@ -23,6 +23,7 @@ __all__ = [
     "compiled",
     "copy_block",
     "copy_bytes",
+    "copy_pieces",
     "int32_at",
     "int64_at",
     "prefetch",
@@ -210,3 +211,14 @@ def _digest_of_sources() -> str:
         if b"@compiled" in source:
             digest.update(source)
     return digest.hexdigest()
+
+
+@compiled
+def copy_pieces(
+    targets_P: npt.NDArray[np.int64],
+    sources_P: npt.NDArray[np.int64],
+    sizes_P: npt.NDArray[np.int64],
+) -> None:
+    """Copy so many bytes to each address from another; without the interpreter's lock."""
+    for piece in range(len(sizes_P)):
+        copy_bytes(targets_P[piece], sources_P[piece], sizes_P[piece])

@@ -2,7 +2,8 @@
 
 from miner.data.catalog import Catalog, scan_catalog
 from miner.data.config import DatasetConfig
+from miner.data.gather import Scattered
 from miner.data.ingest import ingest
 from miner.data.row_store import RowStore
 
-__all__ = ["Catalog", "DatasetConfig", "RowStore", "ingest", "scan_catalog"]
+__all__ = ["Catalog", "DatasetConfig", "RowStore", "Scattered", "ingest", "scan_catalog"]

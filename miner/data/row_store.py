@@ -21,7 +21,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from miner.data.catalog import Catalog, CatalogFile
-from miner.data.gather import ColumnGather
+from miner.data.gather import ColumnGather, Items, Scattered
 from miner.errors import DatasetError
 from miner.types import IdentityTable
 
@@ -147,13 +147,18 @@ class RowStore:
 
         Cost: O(R log B) for B record batches; only pages that hold the rows are touched.
         """
-        (samples,) = self.read_parts(row_ids_R, np.array([0, len(row_ids_R)]))
+        (samples,), scattered = self.lay_out(row_ids_R, np.array([0, len(row_ids_R)]))
+        scattered.write()
         return samples
 
-    def read_parts(
+    def lay_out(
         self, row_ids_R: npt.NDArray[np.int64], ends_P1: npt.NDArray[np.int64]
-    ) -> list[pa.RecordBatch]:
+    ) -> tuple[list[pa.RecordBatch], Scattered]:
         """For each part ``[ends_P1[p], ends_P1[p + 1])`` of the rows what `read` gives for it.
+
+        Byte strings and texts are not in there yet: ``write()`` of what comes with them puts them
+        there, and ``copy(...)`` takes from where they lie what would be copied from there. So what
+        is sent is copied once.
 
         Raises, Cost: As `read`, once for all.
         """
@@ -162,10 +167,12 @@ class RowStore:
         columns = [
             self._column(index, batch_R, place_R, ends_P1) for index in range(len(self._gathers))
         ]
-        return [
+        arrays = [arrays for arrays, _ in columns]
+        parts = [
             pa.RecordBatch.from_arrays([pa.array(row_ids_R[begin:end]), *parts], schema=self.schema)
-            for (begin, end), *parts in zip(pairwise(ends_P1.tolist()), *columns, strict=True)
+            for (begin, end), *parts in zip(pairwise(ends_P1.tolist()), *arrays, strict=True)
         ]
+        return parts, Scattered([items for _, items in columns if items is not None])
 
     def row_bytes(self, row_ids_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[R] int64 the bytes of each row's samples.
@@ -234,7 +241,7 @@ class RowStore:
         batch_R: npt.NDArray[np.int64],
         place_R: npt.NDArray[np.int64],
         ends_P1: npt.NDArray[np.int64],
-    ) -> list[pa.Array]:
+    ) -> tuple[list[pa.Array], Items | None]:
         gather = self._gathers[index]
         try:
             taken = gather.take(batch_R, place_R, ends_P1) if gather else None
@@ -242,10 +249,11 @@ class RowStore:
             raise _damaged(self.root, f"{PAYLOAD}: {exc}") from exc
         if taken is not None:
             return taken
-        return [
+        parts = [
             self._taken_by_arrow(index, batch_R[begin:end], place_R[begin:end])
             for begin, end in pairwise(ends_P1.tolist())
         ]
+        return parts, None
 
     def _taken_by_arrow(
         self, index: int, batch_R: npt.NDArray[np.int64], place_R: npt.NDArray[np.int64]

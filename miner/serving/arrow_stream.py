@@ -1,32 +1,44 @@
-"""Samples as an Arrow IPC stream, without a copy of them; knows no batch and no message."""
+"""Samples as Arrow IPC streams, without a copy of them; knows no batch and no message."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["stream_pieces"]
+__all__ = ["streams_of"]
+
+_END = pa.py_buffer(b"\xff\xff\xff\xff\x00\x00\x00\x00")
 
 
-_COPIED_BYTES = 2**20
-_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+def streams_of(parts: Sequence[Any]) -> list[list[Any]]:
+    """Of record batches of one schema each as a stream of its own, in buffers one after the other.
 
-
-def stream_pieces(rows: Any) -> list[memoryview]:
-    """The stream of one record batch, in pieces; large ones are the batch's own buffers.
-
-    A small batch is copied: that is cheaper than a call of Python for each piece.
+    Those of the record batches are among these buffers, not copied: they may not be written yet.
     """
-    begin = _schema_message(rows.schema)
-    if begin is not None and rows.nbytes <= _COPIED_BYTES:
-        return [memoryview(part) for part in (begin, rows.serialize(), _END)]
+    if not parts:
+        return []
+    schema = parts[0].schema
+    begin = _schema_message(schema)
+    if begin is None:  # a writer of their own: it leaves out what it has written of a dictionary
+        return [[piece for written in _written([part]) for piece in written] for part in parts]
+    first, *following, _ = _written(parts)
+    return [[*first, _END], *([begin, *written, _END] for written in following)]
+
+
+def _written(parts: Sequence[Any]) -> list[list[Any]]:
+    """One stream of all parts: what is written with each, the schema with the first; the end."""
     sink = _Pieces()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_batch(rows)
-    return sink.pieces
+    writer = pa.ipc.new_stream(sink, parts[0].schema)
+    written = []
+    for part in parts:
+        writer.write_batch(part)
+        written.append(sink.taken())
+    writer.close()
+    return [*written, sink.taken()]
 
 
 @lru_cache(4)
@@ -41,8 +53,11 @@ def _has_dictionary(kind: Any) -> bool:
 
 
 class _Pieces(io.RawIOBase):
+    """A file whose content is taken away as buffers."""
+
     def __init__(self) -> None:
-        self.pieces: list[memoryview] = []
+        self._pieces: list[Any] = []
+        self._written = bytearray()  # since the last piece, all but buffers
         self._num_bytes = 0
 
     def writable(self) -> bool:
@@ -52,7 +67,21 @@ class _Pieces(io.RawIOBase):
         return self._num_bytes
 
     def write(self, content: Any) -> int:
-        piece = memoryview(content).cast("B")
-        self.pieces.append(piece)
-        self._num_bytes += len(piece)
-        return len(piece)
+        num_bytes = len(content)
+        self._num_bytes += num_bytes
+        if isinstance(content, bytes):
+            self._written += content
+        elif num_bytes:
+            self._put_written()
+            self._pieces.append(content)
+        return num_bytes
+
+    def taken(self) -> list[Any]:
+        self._put_written()
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _put_written(self) -> None:
+        if self._written:
+            self._pieces.append(pa.py_buffer(bytes(self._written)))
+            self._written.clear()

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from miner.compiled import compiled, int64_at, read_only
+from miner.compiled import compiled, copy_pieces, int64_at, read_only
+from miner.data import Scattered
 from miner.errors import DamagedRoundError, RequestError, RunConflictError
 from miner.rounds import RoundLog
-from miner.serving.arrow_stream import stream_pieces
+from miner.serving.arrow_stream import streams_of
 from miner.serving.encode import PAYLOAD_TAG, Batches, BatchValues, GroupRecords, varint
 from miner.serving.plan import PlannedSteps, order_of
-from miner.serving.wire import messages_of
+from miner.serving.wire import Copy, messages_of, size_of
 
 __all__ = ["BatchAssembler", "Made", "RowReader"]
 
@@ -37,10 +39,10 @@ class RowReader(Protocol):
         """A record batch of column row_id and the payload columns, in the order asked for."""
         ...
 
-    def read_parts(
+    def lay_out(
         self, row_ids: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], /
-    ) -> list[Any]:
-        """Of some rows after others, each part from one end to the next by itself."""
+    ) -> tuple[list[Any], Scattered]:
+        """Of some rows after others each part, from one end to the next, and what they lack yet."""
         ...
 
     def row_bytes(self, row_ids: npt.NDArray[np.int64], /) -> npt.NDArray[np.int64]:
@@ -86,8 +88,7 @@ class BatchAssembler:
         shares of a step are whole, consecutive groups, and together they are the batch. No message
         has more than ``max_bytes``.
 
-        ``before_copying`` is called once or twice, when what needs the interpreter's lock is done
-        for some time.
+        ``before_copying`` is called when what needs the interpreter's lock is done for some time.
 
         Returns:
             Those of the first steps at least: up to one that is impossible, or until their samples
@@ -109,12 +110,11 @@ class BatchAssembler:
         shares_B2 = np.empty((len(sizes_B), 2), np.int64)
         shares_B2[:, 0] = begins_B1[:-1] + first_B
         shares_B2[:, 1] = begins_B1[:-1] + sizes_B * (rank + 1) // world_size
-        payloads: list[list[memoryview]] = []
+        payloads: list[list[Any]] = []
+        copy: Copy = copy_pieces
         if with_payload:
             rows_R, ends_B1 = self._payload_rows(records, groups_S, shares_B2, enough_bytes)
-            if before_copying is not None:
-                before_copying()
-            payloads = self._payloads(rows_R, ends_B1)
+            payloads, copy = self._payloads(rows_R, ends_B1)
             steps = steps.first(len(payloads))
         num_steps = steps.num_steps
         values_BF = np.empty((num_steps, len(BatchValues._fields)), np.int64)
@@ -133,9 +133,9 @@ class BatchAssembler:
             groups_S,
             shares_B2[:num_steps],
             values_BF,
-            np.array([sum(map(len, field)) for field in payloads], np.int64) if payloads else None,
+            np.array([size_of(field) for field in payloads], np.int64) if payloads else None,
         )
-        return Made(steps, messages_of(batches, payloads, max_bytes, before_copying))
+        return Made(steps, messages_of(batches, payloads, max_bytes, copy, before_copying))
 
     def _records(self, steps: PlannedSteps) -> GroupRecords:
         """Those of the steps' round."""
@@ -175,15 +175,18 @@ class BatchAssembler:
 
     def _payloads(
         self, rows_R: npt.NDArray[np.int64], ends_B1: npt.NDArray[np.int64]
-    ) -> list[list[memoryview]]:
-        """Of each batch the field, encoded, in pieces: an Arrow IPC stream of its rows."""
+    ) -> tuple[list[list[Any]], Copy]:
+        """Of each batch the field, encoded, in pieces: an Arrow IPC stream of its rows.
+
+        They are to be copied by what comes with them, samples lie elsewhere yet.
+        """
         assert self.row_store is not None
+        parts, scattered = self.row_store.lay_out(rows_R, ends_B1)
         fields = []
-        for samples in self.row_store.read_parts(rows_R, ends_B1):
-            pieces = stream_pieces(samples)
-            frame = varint(PAYLOAD_TAG) + varint(sum(map(len, pieces)))
-            fields.append([memoryview(frame), *pieces])
-        return fields
+        for stream in streams_of(parts):
+            frame = varint(PAYLOAD_TAG) + varint(size_of(stream))
+            fields.append([pa.py_buffer(frame), *stream])
+        return fields, scattered.copy
 
 
 def _distinct_rows(
@@ -191,7 +194,9 @@ def _distinct_rows(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The row ids of each share, each once, ascending; [B + 1] where those of each begin."""
     gather: Any = _marked_rows
-    marked = np.unique(gather(records.groups_G3, records.address, groups_S, shares_B2))
+    marked = gather(records.groups_G3, records.address, groups_S, shares_B2)
+    marked.sort()
+    marked = marked[np.diff(marked, prepend=-1) != 0]
     ends_B1 = np.searchsorted(marked, np.arange(len(shares_B2) + 1) << _ROW_BITS)
     return marked & (1 << _ROW_BITS) - 1, ends_B1
 

@@ -26,7 +26,7 @@ from miner.compiled import (
 from miner.types import Groups
 from protos.coalface.v1 import mining_pb2
 
-__all__ = ["PAYLOAD_TAG", "BatchValues", "Batches", "GroupRecords", "copy_pieces", "varint"]
+__all__ = ["PAYLOAD_TAG", "BatchValues", "Batches", "GroupRecords", "varint"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -183,13 +183,6 @@ def varint(number: int) -> bytes:
         number >>= 7
     pieces.append(number)
     return bytes(pieces)
-
-
-@compiled
-def copy_pieces(targets_P: I64, sources_P: I64, sizes_P: I64) -> None:
-    """Copy so many bytes from each address to another; without the interpreter's lock."""
-    for piece in range(len(sizes_P)):
-        copy_bytes(targets_P[piece], sources_P[piece], sizes_P[piece])
 
 
 @compiled

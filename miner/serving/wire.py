@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from miner.serving.encode import Batches, copy_pieces, varint
+from miner.compiled import copy_pieces
+from miner.serving.encode import Batches, varint
 from miner.serving.fresh_bytes import fresh_bytes
 from protos.coalface.v1 import mining_pb2
 
-__all__ = ["PART_FRAME", "joined", "messages_of"]
+__all__ = ["PART_FRAME", "Copy", "joined", "messages_of", "size_of"]
 
 PART_FRAME = 64
 """Bytes of a part's numbers, at most."""
@@ -19,14 +22,17 @@ _RESPONSE = mining_pb2.StreamTripletsResponse.DESCRIPTOR
 _PART = varint(_RESPONSE.fields_by_name["part"].number << 3 | 2)
 _CONTENT = varint(mining_pb2.BatchPart.DESCRIPTOR.fields_by_name["content"].number << 3 | 2)
 
-Pieces = Sequence[memoryview]
-"""Which one after the other are something whole."""
+Pieces = Sequence[Any]
+"""Buffers of Arrow, which one after the other are something whole."""
+Copy = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]], None]
+"""To so many addresses, from as many, so many bytes each."""
 
 
 def messages_of(
     batches: Batches,
     payloads: Sequence[Pieces],
     max_bytes: int,
+    copy: Copy = copy_pieces,
     before_copying: Callable[[], None] | None = None,
 ) -> list[bytes]:
     """Encoded StreamTripletsResponses: of as many batches as fit, or of parts of one that does not.
@@ -35,6 +41,7 @@ def messages_of(
         batches: The batches.
         payloads: Of each, its payload's field; empty: no batch has one.
         max_bytes: Of a message.
+        copy: Copies payloads.
         before_copying: Called when only memory is left to be filled, without the interpreter's
             lock.
     """
@@ -50,7 +57,7 @@ def messages_of(
             stop = first + 1
             layout.put_parts(first, max_bytes)
         first = stop
-    return layout.filled(before_copying)
+    return layout.filled(copy, before_copying)
 
 
 def joined(messages: list[bytes]) -> list[bytes]:
@@ -89,34 +96,34 @@ class _Layout:
         content = np.empty(int(batches.sizes_B[batch] - batches.following_B[batch]), np.uint8)
         self._kept.append(content)
         self._targets_B[batch] = content.ctypes.data
-        pieces = [memoryview(content.data)[int(batches.frames_B[batch]) :]]
+        pieces = [pa.py_buffer(content[int(batches.frames_B[batch]) :])]
         pieces += self._payloads[batch] if self._payloads else ()
-        step, total, offset = int(batches.values.step[batch]), sum(map(len, pieces)), 0
+        step, total, offset = int(batches.values.step[batch]), size_of(pieces), 0
         for part in _cut(pieces, max_bytes - PART_FRAME):
-            num_bytes = sum(map(len, part))
+            num_bytes = size_of(part)
             numbers = mining_pb2.BatchPart(step=step, offset=offset, total_bytes=total)
             head = numbers.SerializeToString() + _CONTENT + varint(num_bytes)
             frame = _PART + varint(len(head) + num_bytes) + head
             self._to_copy.append(
-                (self._message(len(frame) + num_bytes), [memoryview(frame), *part])
+                (self._message(len(frame) + num_bytes), [pa.py_buffer(frame), *part])
             )
             offset += num_bytes
 
-    def filled(self, before_copying: Callable[[], None] | None) -> list[bytes]:
+    def filled(self, copy: Copy, before_copying: Callable[[], None] | None) -> list[bytes]:
         """The messages."""
         sources, targets, sizes = [], [], []
         for target, pieces in self._to_copy:
             at = target
             for piece in pieces:
-                sources.append(np.frombuffer(piece, np.uint8).ctypes.data)
+                sources.append(piece.address)
                 targets.append(at)
-                sizes.append(len(piece))
-                at += len(piece)
+                sizes.append(piece.size)
+                at += piece.size
         copies = [np.array(numbers, np.int64) for numbers in (targets, sources, sizes)]
         if before_copying is not None:
             before_copying()
         self._batches.encode(self._targets_B)
-        copy_pieces(*copies)
+        copy(*copies)
         return self._messages
 
     def _message(self, num_bytes: int) -> int:
@@ -125,17 +132,22 @@ class _Layout:
         return address
 
 
-def _cut(pieces: Pieces, size: int) -> Iterator[list[memoryview]]:
+def size_of(pieces: Pieces) -> int:
+    """Bytes of all together."""
+    return sum(piece.size for piece in pieces)
+
+
+def _cut(pieces: Pieces, size: int) -> Iterator[list[Any]]:
     """Pieces of so many bytes together, the last of fewer, without a copy."""
-    held: list[memoryview] = []
+    held: list[Any] = []
     room = size
     for piece in pieces:
         rest = piece
-        while len(rest) >= room:
-            yield [*held, rest[:room]]
-            held, rest, room = [], rest[room:], size
-        if len(rest):
+        while rest.size >= room:
+            yield [*held, rest.slice(0, room)]
+            held, rest, room = [], rest.slice(room), size
+        if rest.size:
             held.append(rest)
-            room -= len(rest)
+            room -= rest.size
     if held:
         yield held

@@ -79,7 +79,8 @@ def test_parts_that_are_read_together_have_the_bytes_of_each_by_itself(
 ) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(row_ids)), max_size=4))
     ends, rows = np.array([0, *sorted(cuts), len(row_ids)]), np.array(row_ids, np.int64)
-    parts = store.read_parts(rows, ends)
+    parts, scattered = store.lay_out(rows, ends)
+    scattered.write()
     for part, (begin, end) in zip(parts, pairwise(ends), strict=True):
         assert part.serialize().equals(store.read(rows[begin:end]).serialize())
 

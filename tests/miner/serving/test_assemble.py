@@ -141,8 +141,8 @@ def test_messages_hold_the_batches_whole_or_in_parts(
         for pieces in payloads[: len(num_groups)]:
             content = b"".join(pieces)
             frame = varint(PAYLOAD_TAG) + varint(len(content))
-            fields.append([memoryview(piece) for piece in (frame, *pieces)])
-        following = np.array([sum(map(len, field)) for field in fields])
+            fields.append([pa.py_buffer(piece) for piece in (frame, *pieces)])
+        following = np.array([sum(piece.size for piece in field) for field in fields])
     batches = Batches(GroupRecords(groups, "hardest"), taken, shares, values, following)
     messages = messages_of(batches, fields, most)
     assert max(map(len, messages)) <= most
