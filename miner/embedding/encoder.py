@@ -55,6 +55,14 @@ class Encoder:
             EncoderError: What came out of them has the wrong form.
             NonFiniteError: Rows hold NaN or infinity, or are all zero; names the first row ids.
         """
+        return self.embed_decoded(batch, self.decode(batch))
+
+    def decode(self, batch: pa.RecordBatch) -> torch.Tensor:
+        """The module's input for a batch, on the CPU: what the preprocessing gives.
+
+        Raises:
+            BatchFailedError, EncoderError: As `embed`.
+        """
         try:
             inputs = self._preprocess(batch)
         except Exception as exc:
@@ -64,6 +72,10 @@ class Encoder:
                 f"preprocess gave {_form(inputs)} for a batch of {batch.num_rows} rows; it must "
                 "give a tensor whose first dimension is the rows"
             )
+        return inputs
+
+    def embed_decoded(self, batch: pa.RecordBatch, inputs: torch.Tensor) -> npt.NDArray[np.float32]:
+        """As `embed`, from what `decode` gave for the batch."""
         try:
             with torch.inference_mode():
                 outputs = self.module(inputs.to(self.device))

@@ -27,6 +27,13 @@ class WorkersConfig(BaseModel):
     gpus_per_worker: float = Field(
         default=0.0, ge=0, description="GPUs per worker; fractions share one. None: runs anywhere."
     )
+    decode_threads: int | None = Field(
+        default=None,
+        ge=0,
+        description="Threads of a worker that call `encoder.preprocess` ahead of the module; it "
+        "must be safe to call from several. None: as many as `cpus_per_worker` where the worker "
+        "has a GPU, which then never waits; 0 where both need the same cores.",
+    )
     chunk_rows: int = Field(
         default=4096,
         ge=1,
@@ -75,3 +82,10 @@ class WorkersConfig(BaseModel):
         description="Lowest niceness of the workers, so that a trainer on the same machine goes "
         "first. Ray's own default for its workers is 15 (RAY_worker_niceness).",
     )
+
+    @property
+    def decode_ahead(self) -> int:
+        """`decode_threads`, decided."""
+        if self.decode_threads is not None:
+            return self.decode_threads
+        return max(1, int(self.cpus_per_worker)) if self.gpus_per_worker else 0

@@ -71,6 +71,9 @@ class EmbedActor:
             settings = self._settings
             torch.set_num_threads(max(1, int(settings.workers.cpus_per_worker)))
             self._built = ChunkEmbedder(
-                settings.store_path, settings.encoder, settings.snapshot_root
+                settings.store_path,
+                settings.encoder,
+                settings.snapshot_root,
+                settings.workers.decode_ahead,
             )
         return self._built

@@ -22,6 +22,7 @@ from miner.embedding.entry_points import preprocessing_fingerprint
 from miner.embedding.fetch import fetch_weights
 from miner.embedding.weights import load_weights
 from miner.errors import CoalfaceError, EncoderError, PoisonSampleError, SnapshotError
+from miner.workers.decode import DecodeAhead
 from miner.workers.snapshot import KnownRows, SnapshotKey, SnapshotStore
 
 __all__ = ["ChunkEmbedder"]
@@ -32,8 +33,14 @@ log = logging.getLogger(__name__)
 class ChunkEmbedder:
     """Embeds chunks of one row store with one encoder. Not thread-safe."""
 
-    def __init__(self, store_path: Path, config: EncoderConfig, snapshot_root: Path) -> None:
-        """Open the row store and build the encoder.
+    def __init__(
+        self,
+        store_path: Path,
+        config: EncoderConfig,
+        snapshot_root: Path,
+        decode_threads: int = 0,
+    ) -> None:
+        """Open the row store and build the encoder; batches are decoded on so many threads.
 
         Raises:
             DatasetError: There is no sound row store.
@@ -43,6 +50,8 @@ class ChunkEmbedder:
         self._store = RowStore.open(store_path)
         self._snapshots = SnapshotStore(snapshot_root)
         self._encoder = load_encoder(config)
+        self._together = DecodeAhead(self._encoder.decode, decode_threads)
+        self._alone = DecodeAhead(self._encoder.decode, 0)
         self._loaded_sha256 = ""
         payload_columns = [name for name in self._store.schema.names if name != "row_id"]
         self._fingerprint = preprocessing_fingerprint(config, payload_columns)
@@ -161,14 +170,21 @@ class ChunkEmbedder:
     def _embed_rows(
         self, key: SnapshotKey, chunk: int, begin: int, end: int, batch_rows: int
     ) -> npt.NDArray[np.float32]:
+        first, last = begin, begin  # of the rows that are decoded or embedded
+
+        def note(batch: pa.RecordBatch) -> None:
+            nonlocal last
+            last += batch.num_rows
+            self._snapshots.note_rows(key, chunk, first, last)
+
+        ahead = self._together if batch_rows > 1 else self._alone  # a rehearsed row is noted alone
         parts = []
-        for batch in self._store.scan(begin, end, batch_rows):
-            self._snapshots.note_rows(key, chunk, begin, begin + batch.num_rows)
-            begin += batch.num_rows
+        for batch, decode in ahead.of(self._store.scan(begin, end, batch_rows), note):
             try:
-                parts.append(self._encoder.embed(batch))
+                parts.append(self._encoder.embed_decoded(batch, decode()))
             except BatchFailedError as exc:
                 raise self._blame(self._encoder, batch, exc) from exc
+            first += batch.num_rows
         return np.concatenate(parts)
 
     def _blame(

@@ -24,9 +24,17 @@ def snapshots(tmp_path) -> SnapshotStore:
     return SnapshotStore(tmp_path / "snapshots")
 
 
+@pytest.fixture(params=[0, 2], ids=["decode in turn", "decode ahead"], autouse=True)
+def decode_threads(request, monkeypatch) -> None:
+    monkeypatch.setattr(f"{__name__}.DECODE_THREADS", request.param)
+
+
+DECODE_THREADS = 0
+
+
 def make(workshop, snapshots, **changes) -> ChunkEmbedder:
     encoder = workshop.encoder.model_copy(update=changes)
-    return ChunkEmbedder(workshop.store, encoder, snapshots.root)
+    return ChunkEmbedder(workshop.store, encoder, snapshots.root, DECODE_THREADS)
 
 
 def embed_all(embedder: ChunkEmbedder, key) -> None:
