@@ -13,7 +13,7 @@ from miner.errors import CoalfaceError
 from miner.rounds import RoundLog
 from miner.rounds.check import check_log
 from miner.serving.plan_check import check_run, run_folders
-from miner.workers.snapshot_check import check_snapshot, snapshot_folders
+from miner.workers.snapshot.check import check_snapshot, snapshot_folders
 
 __all__ = ["CheckedPart", "verify_state"]
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from miner.workers.snapshot import KEY_FILE, ChunkReceipt, SnapshotKey, SnapshotStore
+from miner.workers.snapshot.keys import KEY_FILE, ChunkReceipt, SnapshotKey
+from miner.workers.snapshot.local import SnapshotStore
 
 __all__ = ["check_snapshot", "snapshot_folders"]
 

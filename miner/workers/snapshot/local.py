@@ -1,4 +1,4 @@
-"""Snapshots on disk: the embeddings of the whole catalog under one set of weights.
+"""Snapshots in a folder: the embeddings of the whole catalog under one set of weights.
 
     <root>/<digest of the key>/KEY.json             what the snapshot was made from
                                FILES.json           digests of the dataset's files, in row order
@@ -23,100 +23,57 @@ D = dimensions.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from io import FileIO
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from miner.errors import SnapshotError
-from miner.failpoints import reach, reach_write
+from miner.failpoints import reach
+from miner.workers.snapshot.chunk_files import data_path, is_sound, map_rows, read_receipt
+from miner.workers.snapshot.durable import take_back, write_durably, write_in_place
+from miner.workers.snapshot.keys import (
+    FILES_FILE,
+    KEY_FILE,
+    ROW_DTYPE,
+    ChunkReceipt,
+    SnapshotKey,
+    incomplete,
+    note_name,
+    receipt_name,
+)
+from miner.workers.snapshot.known import (
+    DataFile,
+    KnownRows,
+    decode_files,
+    encode_files,
+    match_files,
+)
 
-__all__ = ["ChunkReceipt", "DataFile", "KnownRows", "SnapshotKey", "SnapshotStore"]
-
-ROW_DTYPE = np.dtype("<f4")
-KEY_FILE, FILES_FILE = "KEY.json", "FILES.json"
-READ_BYTES = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotKey:
-    """All that the content of a snapshot depends on: another value is another snapshot."""
-
-    weights_sha256: str
-    preprocessing_fingerprint: str
-    dataset_fingerprint: str
-    num_rows: int
-    chunk_rows: int
-
-    @property
-    def digest(self) -> str:
-        """sha256 over the fields, hex: the snapshot's name."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-    @property
-    def num_chunks(self) -> int:
-        """Chunks, the last one may be shorter."""
-        return -(-self.num_rows // self.chunk_rows)
-
-    def makes_rows_of(self, other: SnapshotKey) -> bool:
-        """Whether a sample has the same embedding in both snapshots."""
-        return (self.weights_sha256, self.preprocessing_fingerprint) == (
-            other.weights_sha256,
-            other.preprocessing_fingerprint,
-        )
-
-    def rows_of(self, chunk: int) -> tuple[int, int]:
-        """Half-open range of the chunk's row ids."""
-        assert 0 <= chunk < self.num_chunks, f"no {chunk=} in {self.num_chunks}"
-        return chunk * self.chunk_rows, min(self.num_rows, (chunk + 1) * self.chunk_rows)
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkReceipt:
-    """What was written as one chunk."""
-
-    chunk: int
-    num_rows: int
-    dim: int
-    sha256: str
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one row."""
-        return self.dim * ROW_DTYPE.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """One file of the dataset: its kept rows' number, and the digest of their payload."""
-
-    num_rows: int
-    payload_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class KnownRows:
-    """Rows ``[begin, end)`` whose embeddings another snapshot has, from its row ``first`` on."""
-
-    begin: int
-    end: int
-    key: SnapshotKey
-    first: int
+__all__ = ["SnapshotStore"]
 
 
 class SnapshotStore:
     """The snapshots below one folder, which all workers and readers share."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is kept beside the snapshots."""
+        return self.root
+
+    def receipt(self, key: SnapshotKey, chunk: int) -> ChunkReceipt | None:
+        """Of a chunk whose rows may be there; None if they cannot be."""
+        return read_receipt(self._folder(key), key, chunk)
+
+    def is_sound(self, key: SnapshotKey, chunk: int) -> bool:
+        """Whether the chunk is there as it was written."""
+        return is_sound(self._folder(key), key, chunk)
 
     def write_chunk(
         self, key: SnapshotKey, chunk: int, embeddings_CD: npt.NDArray[np.float32]
@@ -130,28 +87,21 @@ class SnapshotStore:
             SnapshotError: The rows are not as many as the chunk has, or the disk refuses; the
                 chunk is then missing.
         """
-        begin, end = key.rows_of(chunk)
-        if embeddings_CD.ndim != 2 or len(embeddings_CD) != end - begin or not embeddings_CD.size:
-            raise SnapshotError(
-                f"chunk {chunk} has rows {begin} to {end - 1}, got an array "
-                f"{list(embeddings_CD.shape)}"
-            )
-        data = np.ascontiguousarray(embeddings_CD, ROW_DTYPE).data.cast("B")
-        sha256 = hashlib.sha256(data).hexdigest()
-        receipt = ChunkReceipt(chunk, end - begin, embeddings_CD.shape[1], sha256)
+        receipt, data = ChunkReceipt.of(key, chunk, embeddings_CD)
         folder = self._folder(key)
         try:
             self._write_key(key)
-            if _read_receipt(folder, key, chunk) != receipt or not _is_sound(folder, key, chunk):
-                _take_back(_receipt_path(folder, chunk))
+            if read_receipt(folder, key, chunk) != receipt or not is_sound(folder, key, chunk):
+                take_back(folder / receipt_name(chunk))
                 reach("snapshot.receipt.taken_back")
-                _write_in_place(_data_path(folder, receipt.dim), begin * receipt.row_bytes, data)
+                offset = key.rows_of(chunk)[0] * receipt.row_bytes
+                write_in_place(data_path(folder, receipt.dim), offset, data)
                 reach("snapshot.rows.written")
-                _write_durably(_receipt_path(folder, chunk), json.dumps(asdict(receipt)).encode())
+                write_durably(folder / receipt_name(chunk), receipt.encode())
                 reach("snapshot.receipt.written")
         except OSError as exc:
             raise SnapshotError(f"chunk {chunk} cannot be written to {folder}: {exc}") from exc
-        _note_path(folder, chunk).unlink(missing_ok=True)
+        (folder / note_name(chunk)).unlink(missing_ok=True)
         return receipt
 
     def known_rows(self, key: SnapshotKey, files: Sequence[DataFile]) -> list[KnownRows]:
@@ -168,22 +118,15 @@ class SnapshotStore:
         """
         try:
             self._write_key(key)
-            content = json.dumps([asdict(file) for file in files])
-            _write_durably(self._folder(key) / FILES_FILE, content.encode())
+            write_durably(self._folder(key) / FILES_FILE, encode_files(files))
         except OSError as exc:
             raise SnapshotError(f"snapshot {self._folder(key)} cannot be made: {exc}") from exc
-        there: dict[DataFile, tuple[SnapshotKey, int]] = {}
+        others = []
         for folder in sorted(self.root.glob("*"), key=_last_used_ns):  # the newest one wins
             other = _read_key(folder)
             if other is not None and other != key and other.makes_rows_of(key):
-                for file, begin in _read_files(folder):
-                    there[file] = other, begin
-        known, begin = [], 0
-        for file in files:
-            if file in there:
-                known.append(KnownRows(begin, begin + file.num_rows, *there[file]))
-            begin += file.num_rows
-        return known
+                others.append((other, _read_files(folder)))
+        return match_files(files, others)
 
     def read_rows(self, key: SnapshotKey, begin: int, end: int) -> npt.NDArray[np.float32] | None:
         """[end - begin, D] float32 rows of a snapshot; None unless their chunks are there, sound.
@@ -192,13 +135,13 @@ class SnapshotStore:
         """
         folder, parts = self._folder(key), []
         for chunk in range(begin // key.chunk_rows, -(-end // key.chunk_rows)):
-            receipt = _read_receipt(folder, key, chunk)
-            if receipt is None or not _is_sound(folder, key, chunk):
+            receipt = read_receipt(folder, key, chunk)
+            if receipt is None or not is_sound(folder, key, chunk):
                 return None
             first, stop = key.rows_of(chunk)
             first, stop = max(first, begin), min(stop, end)
             count = (stop - first) * receipt.dim
-            path = _data_path(folder, receipt.dim)
+            path = data_path(folder, receipt.dim)
             try:
                 rows = np.fromfile(path, ROW_DTYPE, count, offset=first * receipt.row_bytes)
                 parts.append(rows.reshape(stop - first, receipt.dim))
@@ -212,7 +155,7 @@ class SnapshotStore:
         Cost: reads and digests all that is there, about 1 GB/s.
         """
         folder = self._folder(key)
-        return [chunk for chunk in range(key.num_chunks) if not _is_sound(folder, key, chunk)]
+        return [chunk for chunk in range(key.num_chunks) if not is_sound(folder, key, chunk)]
 
     def open(self, key: SnapshotKey, rows: range | None = None) -> npt.NDArray[np.float32]:
         """Map the whole snapshot: [N, D] float32, row ``i`` is the embedding of row id ``i``.
@@ -234,19 +177,12 @@ class SnapshotStore:
         """
         folder = self._folder(key)
         rows = range(key.num_rows) if rows is None else rows
-        assert rows, "no rows"
-        assert rows.step == 1, f"{rows=} are not successive"
-        chunks = range(rows.start // key.chunk_rows, rows[-1] // key.chunk_rows + 1)
-        first = _read_receipt(folder, key, chunks[0])
+        chunk = key.chunks_of(rows)[0]
+        first = read_receipt(folder, key, chunk)
         if first is None:
-            raise _incomplete(key, folder, chunks[0], "is missing or truncated")
+            raise incomplete(key, folder, chunk, "is missing or truncated")
         try:
-            # What is mapped is the file that was verified, whatever its name leads to by then.
-            with FileIO(_data_path(folder, first.dim)) as file:
-                for chunk in chunks:
-                    _require_sound(file, folder, key, chunk, first)
-                offset, shape = rows.start * first.row_bytes, (len(rows), first.dim)
-                embeddings_ND = np.memmap(file, ROW_DTYPE, "r", offset, shape)
+            embeddings_ND = map_rows(folder, key, rows, first)
             self._write_key(key)
         except (OSError, ValueError) as exc:
             raise SnapshotError(f"snapshot {folder} cannot be mapped: {exc}") from exc
@@ -261,15 +197,21 @@ class SnapshotStore:
                 return key
         return None
 
-    def prune(self, keep: int) -> list[str]:
-        """Delete all but the ``keep`` snapshots used last, and return the names of the deleted."""
+    def prune(self, keep: int, newest: SnapshotKey | None = None) -> list[str]:
+        """Delete all but the ``keep`` snapshots used last, and return the names of the deleted.
+
+        Args:
+            keep: How many stay.
+            newest: The one that is counted as used last, whenever it was.
+        """
         folders = [path for path in self.root.glob("*") if path.is_dir()]
-        deleted = sorted(folders, key=_last_used_ns, reverse=True)[keep:]
-        for folder in deleted:
+        first = self._folder(newest) if newest else None
+        folders.sort(key=lambda folder: (folder == first, _last_used_ns(folder)), reverse=True)
+        for folder in folders[keep:]:
             # What cannot be deleted now has lost its key, so it is the first to go next time.
             (folder / KEY_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
-        return [folder.name for folder in deleted]
+        return [folder.name for folder in folders[keep:]]
 
     def sweep(self, key: SnapshotKey) -> None:
         """Remove what lost workers left half-written; call it when nobody writes the snapshot."""
@@ -281,12 +223,12 @@ class SnapshotStore:
         """Leave word that rows ``[begin, end)`` are embedded next, should the process die of it."""
         if not (self._folder(key) / KEY_FILE).exists():
             self._write_key(key)
-        _note_path(self._folder(key), chunk).write_text(f"{begin} {end}", "utf-8")
+        (self._folder(key) / note_name(chunk)).write_text(f"{begin} {end}", "utf-8")
 
     def noted_rows(self, key: SnapshotKey, chunk: int) -> tuple[int, int]:
         """The rows last noted for the chunk; all of its rows if none were."""
         try:
-            begin, end = _note_path(self._folder(key), chunk).read_text("utf-8").split()
+            begin, end = (self._folder(key) / note_name(chunk)).read_text("utf-8").split()
             return int(begin), int(end)
         except (OSError, ValueError):
             return key.rows_of(chunk)
@@ -302,38 +244,21 @@ class SnapshotStore:
         if path.exists():
             os.utime(path)
         else:
-            _write_durably(path, json.dumps(asdict(key), indent=1).encode())
+            write_durably(path, key.encode())
 
 
 def _read_key(folder: Path) -> SnapshotKey | None:
     try:
-        return SnapshotKey(**json.loads((folder / KEY_FILE).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return SnapshotKey.decode((folder / KEY_FILE).read_bytes())
+    except OSError:
         return None
 
 
-def _read_files(folder: Path) -> Iterator[tuple[DataFile, int]]:
-    """The files of a snapshot, each with its first row; none if that was not noted."""
+def _read_files(folder: Path) -> list[DataFile]:
     try:
-        files = [DataFile(**entry) for entry in json.loads((folder / FILES_FILE).read_bytes())]
-    except (OSError, ValueError, TypeError):
-        return
-    begin = 0
-    for file in files:
-        yield file, begin
-        begin += file.num_rows
-
-
-def _data_path(folder: Path, dim: int) -> Path:
-    return folder / f"rows-{dim}d.f32"
-
-
-def _receipt_path(folder: Path, chunk: int) -> Path:
-    return folder / f"chunk-{chunk:08d}.json"
-
-
-def _note_path(folder: Path, chunk: int) -> Path:
-    return folder / f"chunk-{chunk:08d}.at"
+        return decode_files((folder / FILES_FILE).read_bytes())
+    except OSError:
+        return []
 
 
 def _last_used_ns(folder: Path) -> int:
@@ -341,106 +266,3 @@ def _last_used_ns(folder: Path) -> int:
         return (folder / KEY_FILE).stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def _write_durably(path: Path, data: bytes | memoryview) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
-
-
-def _write_in_place(path: Path, offset: int, data: memoryview) -> None:
-    """Durable on return but for the file's name, which comes with the receipt's.
-
-    O_DSYNC puts just these bytes on the disk, not what others write at the same time. It also makes
-    NFS send just these: else whole pages, with a stale copy of what another machine wrote in them.
-    """
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o666)
-    try:
-        reach_write("snapshot.rows.begin", file, data, offset)
-        while data:
-            num_written = os.pwrite(file, data, offset)
-            data, offset = data[num_written:], offset + num_written
-    finally:
-        os.close(file)
-
-
-def _take_back(receipt_path: Path) -> None:
-    """Durably, for a crash must not bring it back over rows that are half written."""
-    if receipt_path.exists():
-        receipt_path.unlink(missing_ok=True)
-        _sync_folder(receipt_path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _read_receipt(folder: Path, key: SnapshotKey, chunk: int) -> ChunkReceipt | None:
-    """None unless it is there, well-formed, of this chunk's rows, and the file reaches so far."""
-    begin, end = key.rows_of(chunk)
-    try:
-        receipt = ChunkReceipt(**json.loads(_receipt_path(folder, chunk).read_bytes()))
-        size = _data_path(folder, receipt.dim).stat().st_size
-        fits = end * receipt.row_bytes <= size
-    except (OSError, ValueError, TypeError):
-        return None
-    return receipt if fits and (receipt.chunk, receipt.num_rows) == (chunk, end - begin) else None
-
-
-def _is_sound(folder: Path, key: SnapshotKey, chunk: int) -> bool:
-    receipt = _read_receipt(folder, key, chunk)
-    if receipt is None:
-        return False
-    try:
-        with FileIO(_data_path(folder, receipt.dim)) as file:
-            return _matches(file, key, receipt)
-    except OSError:
-        return False
-
-
-def _require_sound(
-    file: FileIO, folder: Path, key: SnapshotKey, chunk: int, first: ChunkReceipt
-) -> None:
-    receipt = _read_receipt(folder, key, chunk)
-    if receipt is None:
-        raise _incomplete(key, folder, chunk, "is missing or truncated")
-    if receipt.dim != first.dim:
-        what = f"has {receipt.dim} dimensions, chunk {first.chunk} has {first.dim}"
-        raise _incomplete(key, folder, chunk, what)
-    if not _matches(file, key, receipt):
-        raise _incomplete(key, folder, chunk, "does not match its digest")
-
-
-def _matches(file: FileIO, key: SnapshotKey, receipt: ChunkReceipt) -> bool:
-    """Whether the rows are those of the receipt.
-
-    They are read, not mapped: of a disk that cannot read them a map makes a signal, not an error.
-    """
-    begin, end = key.rows_of(receipt.chunk)
-    left, digest = (end - begin) * receipt.row_bytes, hashlib.sha256()
-    buffer = memoryview(bytearray(min(left, READ_BYTES)))
-    try:
-        file.seek(begin * receipt.row_bytes)
-        while left and (num_read := file.readinto(buffer[:left])):
-            digest.update(buffer[:num_read])
-            left -= num_read
-    except OSError:
-        return False
-    return digest.hexdigest() == receipt.sha256
-
-
-def _incomplete(key: SnapshotKey, folder: Path, chunk: int, what: str) -> SnapshotError:
-    begin, end = key.rows_of(chunk)
-    return SnapshotError(
-        f"snapshot {folder} cannot be read: chunk {chunk} of {key.num_chunks} (rows {begin} to "
-        f"{end - 1}) {what}; embed it again, only missing chunks are made"
-    )
