@@ -24,7 +24,7 @@ from miner.workers.crew import Crew, Worker
 from miner.workers.embed_actor import EmbedActor, EmbedSettings
 from miner.workers.ledger import ChunkLedger
 from miner.workers.remote import Resources, result_of
-from miner.workers.snapshot import DataFile, KnownRows, SnapshotKey, SnapshotStore
+from miner.workers.snapshot import DataFile, KnownRows, SnapshotKey, Snapshots
 
 __all__ = ["EmbedPool", "EmbedReport"]
 
@@ -54,16 +54,16 @@ class EmbedPool:
     """Workers that embed one row store with one encoder. Thread-safe; one `embed` at a time."""
 
     def __init__(
-        self, workers: WorkersConfig, encoder: EncoderConfig, store_path: Path, snapshot_root: Path
+        self, workers: WorkersConfig, encoder: EncoderConfig, store_path: Path, snapshots: Snapshots
     ) -> None:
         """Ask Ray for the workers; they start while the caller goes on.
 
-        Row store and snapshots must be reachable under these paths on every machine.
+        Row store and snapshots must be reachable from every machine, under the same paths.
         """
-        settings = EmbedSettings(workers, encoder, store_path.absolute(), snapshot_root.absolute())
+        settings = EmbedSettings(workers, encoder, store_path.absolute(), snapshots)
         resources = Resources(workers.cpus_per_worker, workers.gpus_per_worker)
         self._settings = settings
-        self._snapshots = SnapshotStore(settings.snapshot_root)
+        self._snapshots = snapshots
         self._embedding = threading.Lock()
         self._crew = Crew(
             lambda: resources.start(EmbedActor, settings),
@@ -103,7 +103,7 @@ class EmbedPool:
         weights_uri: str,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> EmbedReport:
-        """Embed the chunks that are missing; then `SnapshotStore.open` gives the snapshot.
+        """Embed the chunks that are missing; then `Snapshots.open` gives the snapshot.
 
         Snapshots beyond the ``keep_snapshots`` used last are deleted.
 
@@ -132,7 +132,7 @@ class EmbedPool:
                 if on_progress is not None:
                     on_progress(rows_done, key.num_rows)
             self._snapshots.sweep(key)
-            self._snapshots.prune(self._settings.workers.keep_snapshots)
+            self._snapshots.prune(self._settings.workers.keep_snapshots, newest=key)
             num_rows = job.num_rows_embedded
             log.info("snapshot %s: %d rows embedded", key.digest, num_rows)
             return EmbedReport(key.num_chunks, len(missing), reused, job.num_lost_workers, num_rows)
@@ -249,8 +249,7 @@ class _Job:
         where = f"chunk {chunk} (rows {begin} to {end - 1})"
         if isinstance(loss, RayTaskError):
             return SnapshotError(f"{where} failed {attempts} times, at last with {loss.cause!r}")
-        snapshots = SnapshotStore(self._settings.snapshot_root)
-        begin, end = snapshots.noted_rows(self._key, chunk)
+        begin, end = self._settings.snapshots.noted_rows(self._key, chunk)
         catalog = RowStore.open(self._settings.store_path).catalog
         first, last = (catalog.sample_ids[row].as_py() for row in (begin, end - 1))
         if end - begin == 1:

@@ -10,7 +10,7 @@ from miner.embedding.config import EncoderConfig
 from miner.logs import LogFormat, chosen_format, set_up_worker_logs
 from miner.workers.config import WorkersConfig
 from miner.workers.remote import lower_priority
-from miner.workers.snapshot import KnownRows, SnapshotKey
+from miner.workers.snapshot import KnownRows, SnapshotKey, Snapshots
 
 if TYPE_CHECKING:
     from miner.workers.embed_worker import ChunkEmbedder
@@ -20,12 +20,12 @@ __all__ = ["EmbedActor", "EmbedSettings"]
 
 @dataclass(frozen=True, slots=True)
 class EmbedSettings:
-    """What a worker must know; the folders are the same on every machine."""
+    """What a worker must know; folders are the same on every machine."""
 
     workers: WorkersConfig
     encoder: EncoderConfig
     store_path: Path
-    snapshot_root: Path
+    snapshots: Snapshots
     log_format: LogFormat = field(default_factory=chosen_format)
 
 
@@ -70,7 +70,5 @@ class EmbedActor:
 
             settings = self._settings
             torch.set_num_threads(max(1, int(settings.workers.cpus_per_worker)))
-            self._built = ChunkEmbedder(
-                settings.store_path, settings.encoder, settings.snapshot_root
-            )
+            self._built = ChunkEmbedder(settings.store_path, settings.encoder, settings.snapshots)
         return self._built

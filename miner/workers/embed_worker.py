@@ -22,7 +22,7 @@ from miner.embedding.entry_points import preprocessing_fingerprint
 from miner.embedding.fetch import fetch_weights
 from miner.embedding.weights import load_weights
 from miner.errors import CoalfaceError, EncoderError, PoisonSampleError, SnapshotError
-from miner.workers.snapshot import KnownRows, SnapshotKey, SnapshotStore
+from miner.workers.snapshot import KnownRows, SnapshotKey, Snapshots
 
 __all__ = ["ChunkEmbedder"]
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class ChunkEmbedder:
     """Embeds chunks of one row store with one encoder. Not thread-safe."""
 
-    def __init__(self, store_path: Path, config: EncoderConfig, snapshot_root: Path) -> None:
+    def __init__(self, store_path: Path, config: EncoderConfig, snapshots: Snapshots) -> None:
         """Open the row store and build the encoder.
 
         Raises:
@@ -41,7 +41,7 @@ class ChunkEmbedder:
         """
         self._config = config
         self._store = RowStore.open(store_path)
-        self._snapshots = SnapshotStore(snapshot_root)
+        self._snapshots = snapshots
         self._encoder = load_encoder(config)
         self._loaded_sha256 = ""
         payload_columns = [name for name in self._store.schema.names if name != "row_id"]
@@ -104,8 +104,8 @@ class ChunkEmbedder:
             key: The snapshot's key.
             chunk: Which of its chunks.
             known: Rows that other snapshots have; they are copied if they are sound there.
-            rehearse: First embed each row alone and forget it, with its number noted on disk: if
-                that kills the process, the row is known.
+            rehearse: First embed each row alone and forget it, with its number noted beside the
+                snapshot: if that kills the process, the row is known.
 
         Returns:
             How many of its rows were embedded.
@@ -115,7 +115,7 @@ class ChunkEmbedder:
             NonFiniteError: Embeddings hold NaN or infinity; names the row ids.
             EncoderError: The encoder fails on whole batches, or its output has the wrong form.
             SnapshotError: The key is of other weights, another dataset or another preprocessing
-                than this worker's, or the disk refuses.
+                than this worker's, or the disk or store refuses.
         """
         self._check(key)
         parts, num_embedded = [], 0

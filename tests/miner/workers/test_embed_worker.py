@@ -26,7 +26,7 @@ def snapshots(tmp_path) -> SnapshotStore:
 
 def make(workshop, snapshots, **changes) -> ChunkEmbedder:
     encoder = workshop.encoder.model_copy(update=changes)
-    return ChunkEmbedder(workshop.store, encoder, snapshots.root)
+    return ChunkEmbedder(workshop.store, encoder, snapshots)
 
 
 def embed_all(embedder: ChunkEmbedder, key) -> None:

@@ -74,7 +74,7 @@ def embed(
     workshop: Any, store: Path, snapshots: SnapshotStore, chunk_rows: int = 16
 ) -> tuple[int, npt.NDArray[np.float32]]:
     """Rows that were embedded, and all embeddings."""
-    embedder = ChunkEmbedder(store, workshop.encoder, snapshots.root)
+    embedder = ChunkEmbedder(store, workshop.encoder, snapshots)
     uri, sha256 = workshop.weights(1)
     embedder.load(uri, sha256)
     key = embedder.key(sha256, chunk_rows)
@@ -113,7 +113,7 @@ def test_other_sizes_of_chunks_share_rows_and_other_weights_do_not(
     store = growing.ingested()
     assert embed(workshop, store, snapshots, chunk_rows=16)[0] == 60
     assert embed(workshop, store, snapshots, chunk_rows=25)[0] == 0
-    embedder = ChunkEmbedder(store, workshop.encoder, snapshots.root)
+    embedder = ChunkEmbedder(store, workshop.encoder, snapshots)
     assert snapshots.known_rows(embedder.key("ab" * 32, 16), files_of(store)) == []
 
 
@@ -141,7 +141,7 @@ def test_a_folder_whose_files_are_not_noted_or_damaged_serves_no_other(
     (noted,) = snapshots.root.glob("*/FILES.json")
     for content in (b"", b"{", json.dumps([{"num_rows": 3}]).encode()):
         noted.write_bytes(content)
-        key = ChunkEmbedder(store, workshop.encoder, snapshots.root).key(workshop.weights(1)[1], 7)
+        key = ChunkEmbedder(store, workshop.encoder, snapshots).key(workshop.weights(1)[1], 7)
         assert snapshots.known_rows(key, files_of(store)) == []
 
 
@@ -189,7 +189,7 @@ def test_workers_on_ray_embed_only_what_is_new(
     reports = []
     growing.write("b", 40, 1)
     for name in ("c", "a", None):
-        pool = EmbedPool(workshop.workers, workshop.encoder, growing.ingested(), snapshots.root)
+        pool = EmbedPool(workshop.workers, workshop.encoder, growing.ingested(), snapshots)
         reports.append(pool.embed(pool.key(sha256), uri).num_rows_embedded)
         pool.shutdown()
         if name is not None:
