@@ -69,6 +69,7 @@ class ObjectSnapshots:
         """
         self.objects = Objects(uri)
         self.cache = SnapshotCache(cache)
+        self._named: set[str] = set()
         self._noted: set[tuple[str, int]] = set()
 
     def __reduce__(self) -> tuple[type[ObjectSnapshots], tuple[str, Path]]:
@@ -87,6 +88,9 @@ class ObjectSnapshots:
     ) -> ChunkReceipt:
         """Put one chunk; on return it is durable. Written again, it replaces the one before."""
         receipt, data = ChunkReceipt.of(key, chunk, embeddings_CD)
+        if key.digest not in self._named:
+            self._mark(key)
+            self._named.add(key.digest)
         self.objects.put(rows_path(key, receipt), data)
         reach("snapshot.rows.written")
         self.objects.put(f"{key.digest}/{receipt_name(chunk)}", receipt.encode())

@@ -77,6 +77,7 @@ def rows_name(server: S3Server, bucket: str, chunk: int, key: SnapshotKey = KEY)
 
 def test_the_snapshot_is_the_chunks_in_order(either: Snapshots) -> None:
     write(either, 3, 0, 2)
+    assert either.find("w", "d") == KEY
     assert either.missing_chunks(KEY) == [1]
     with pytest.raises(SnapshotError, match=r"chunk 1 of 4 \(rows 16 to 31\) is missing"):
         either.open(KEY)
@@ -118,7 +119,9 @@ def test_snapshots_of_other_keys_share_nothing(either: Snapshots) -> None:
 
 def test_rows_of_equal_files_are_known(either: Snapshots) -> None:
     files = [DataFile(30, "a" * 64), DataFile(20, "b" * 64)]
+    assert either.find("w", "d") is None
     assert either.known_rows(KEY, files) == []
+    assert either.find("w", "d") == KEY
     write(either, 0, 1, 2, 3)
     grown = SnapshotKey("w", "p", "grown", num_rows=57, chunk_rows=16)
     known = either.known_rows(grown, [DataFile(7, "c" * 64), files[1], files[0]])
