@@ -113,12 +113,15 @@ def _read_remote(uri: str, config: EncoderConfig) -> bytes:
             f"weights {shown(uri)!r}: a URI may hold none of ? # % \\ and no ./ ../",
             kind="location",
         )
-    # A prefix may hold such options; they are the operator's, and go with the file that is read.
+    # A prefix may hold options and credentials; they are the operator's, and go with what is read.
+    scheme, _, place = uri.partition("://")
     for prefix in config.weights_prefixes:
-        base, _, options = prefix.partition("?")
-        base = base.rstrip("/") + "/"
-        if not _is_local(prefix) and uri.startswith(base):
-            system, path = _file_system(f"{uri}?{options}" if options else uri)
+        allowed_scheme, _, rest = prefix.partition("://")
+        allowed, mark, options = rest.partition("?")
+        credentials, at, allowed = allowed.rpartition("@")
+        is_below = place.startswith(allowed.rstrip("/") + "/")
+        if not _is_local(prefix) and scheme == allowed_scheme and is_below:
+            system, path = _file_system(f"{scheme}://{credentials}{at}{place}{mark}{options}")
             try:
                 with system.open_input_file(path) as file:
                     _require_size(uri, file.size(), config)

@@ -41,6 +41,19 @@ def test_weights_below_an_allowed_prefix_are_fetched(server: S3Server, bucket: s
         assert fetch_weights(f"s3://{bucket}/runs/7/w", SHA256, config) == WEIGHTS
 
 
+def test_a_prefix_may_hold_credentials_and_an_announcement_may_not(
+    server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    config = allowing(server, f"k3y:s3cret@{bucket}/runs")
+    assert fetch_weights(f"s3://{bucket}/runs/7/w", SHA256, config) == WEIGHTS
+    for uri in (f"s3://k3y:s3cret@{bucket}/runs/7/w", f"s3://{bucket}/runs-of-others/w"):
+        with pytest.raises(WeightsRefusedError, match="weights_prefixes allows") as refused:
+            fetch_weights(uri, SHA256, config)
+        assert "s3cret" not in str(refused.value)
+
+
 def test_the_environment_may_name_the_store(
     server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
