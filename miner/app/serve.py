@@ -79,7 +79,9 @@ class _Service:
         self._config = config = resolved(config)
         self._log = RoundLog(config.state_dir)
         self._snapshots = open_snapshots(config.snapshots_place, config.cache_path)
-        self._pool = EmbedPool(config.workers, config.encoder, config.store_path, self._snapshots)
+        self._pool = EmbedPool(
+            config.workers, config.encoder, config.store_path, self._snapshots, config.dataset
+        )
         self._actor: Any = None
         self._draining = threading.Lock()
         self._away_since_s: float | None = None

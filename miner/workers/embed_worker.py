@@ -28,6 +28,8 @@ __all__ = ["ChunkEmbedder"]
 
 log = logging.getLogger(__name__)
 
+Weights = str | npt.NDArray[np.uint8]
+
 
 class ChunkEmbedder:
     """Embeds chunks of one row store with one encoder. Not thread-safe."""
@@ -57,18 +59,22 @@ class ChunkEmbedder:
             chunk_rows=chunk_rows,
         )
 
-    def load(self, uri: str, sha256: str) -> None:
-        """Fetch and load weights, unless they are loaded already.
+    def load(self, weights: Weights, sha256: str) -> None:
+        """Load weights, unless they are loaded already.
+
+        Args:
+            weights: Where they lie, or the bytes themselves, verified.
+            sha256: Of the bytes.
 
         Raises:
             WeightsRefusedError: As `fetch_weights` and `load_weights`.
         """
         if self._loaded_sha256 != sha256.lower():
-            load_weights(self._encoder.module, fetch_weights(uri, sha256, self._config))
+            load_weights(self._encoder.module, self._content(weights, sha256))
             self._loaded_sha256 = sha256.lower()
             log.info("loaded weights %s", sha256)
 
-    def validate(self, uri: str, sha256: str) -> float:
+    def validate(self, weights: Weights, sha256: str) -> float:
         """Try weights on a second encoder: those loaded stay as they are.
 
         Returns:
@@ -80,7 +86,7 @@ class ChunkEmbedder:
             PoisonSampleError: A row of the canary cannot be embedded, whatever the weights.
         """
         encoder = load_encoder(self._config)
-        load_weights(encoder.module, fetch_weights(uri, sha256, self._config))
+        load_weights(encoder.module, self._content(weights, sha256))
         identities = self._store.catalog.identities
         num_rows = min(self._config.canary_rows, identities.num_identities)
         chosen = np.linspace(0, identities.num_identities - 1, num_rows).astype(np.int64)
@@ -129,6 +135,11 @@ class ChunkEmbedder:
             num_embedded += end - begin
         self._snapshots.write_chunk(key, chunk, np.concatenate(parts))
         return num_embedded
+
+    def _content(self, weights: Weights, sha256: str) -> bytes:
+        if isinstance(weights, str):
+            return fetch_weights(weights, sha256, self._config)
+        return weights.tobytes()
 
     def _spans(
         self, key: SnapshotKey, chunk: int, known: Sequence[KnownRows]
