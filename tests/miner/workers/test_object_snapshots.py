@@ -24,8 +24,10 @@ from miner.workers.snapshot import (
     open_snapshots,
 )
 from miner.workers.snapshot.check import check_snapshots
+from tests.integration.loop import wait_until
 from tests.s3_server import S3Server, s3_server
 
+LOCKS = Path("/proc/locks")
 KEY = SnapshotKey("w", "p", "d", num_rows=50, chunk_rows=16)
 ROWS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 
@@ -175,12 +177,16 @@ def test_damaged_rows_are_refused_and_count_as_missing(
 ) -> None:
     write(store, 0, 1, 2, 3)
     name = rows_name(server, bucket, 1)
-    server.write(bucket, name, DAMAGES[damage](server.read(bucket, name)))
+    content = server.read(bucket, name)
+    server.asked.clear()
+    server.write(bucket, name, DAMAGES[damage](content))
     with pytest.raises(SnapshotError, match=r"s3://.* chunk 1 of 4 .* does not match its digest"):
         store.open(KEY)
     assert np.array_equal(store.open(KEY, range(32, 50)), ROWS[32:]), "no row of chunk 1"
     assert store.read_rows(KEY, 0, 20) is None
     assert store.missing_chunks(KEY) == [1]
+    is_read = bool(server.count("GET", name))
+    assert is_read == (damage == "a flipped bit"), "its size is enough"
     ((number, (problem,)),) = [check_snapshots(store)]
     assert number == 1
     assert "chunk-00000001.json" in problem
@@ -307,6 +313,7 @@ sys.stdout.write(str(float(rows.astype(np.float64).sum())))
 """
 
 
+@pytest.mark.skipif(not LOCKS.exists(), reason="needs Linux")
 def test_readers_of_one_machine_fetch_once_for_all(
     store: ObjectSnapshots, server: S3Server, bucket: str, tmp_path: Path
 ) -> None:
@@ -323,8 +330,25 @@ def test_readers_of_one_machine_fetch_once_for_all(
     for reader in readers:
         assert reader.stdout is not None
         assert reader.stdout.readline() == b"ready\n"
+    lock = tmp_path / "shared" / ".lock"
+
+    def once_the_others_wait(method: str, path: str) -> None:
+        if path.endswith(".f32"):
+            blocked = f":{lock.stat().st_ino} "
+            wait_until(
+                lambda: (
+                    sum("->" in at and blocked in at for at in LOCKS.read_text().splitlines()) == 2
+                ),
+                "readers that wait for the first one",
+            )
+
     server.asked.clear()
-    sums = {reader.communicate(b"go\n", timeout=60)[0] for reader in readers}
+    server.before = once_the_others_wait
+    for reader in readers:
+        assert reader.stdin is not None
+        reader.stdin.write(b"go\n")
+        reader.stdin.flush()
+    sums = {reader.communicate(timeout=60)[0] for reader in readers}
     assert sums == {str(float(ROWS.astype(np.float64).sum())).encode()}
     assert sorted(server.count("GET", ".f32").values()) == [1, 1, 1, 1]
 
