@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.errors import SnapshotError
-from miner.failpoints import reach
 from miner.filesystems import shown
 from miner.workers.snapshot.cache import SnapshotCache
 from miner.workers.snapshot.keys import (
@@ -92,9 +91,7 @@ class ObjectSnapshots:
             self._mark(key)
             self._named.add(key.digest)
         self.objects.put(rows_path(key, receipt), data)
-        reach("snapshot.rows.written")
         self.objects.put(f"{key.digest}/{receipt_name(chunk)}", receipt.encode())
-        reach("snapshot.receipt.written")
         self._drop_note(key, chunk)
         return receipt
 

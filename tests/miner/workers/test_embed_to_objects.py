@@ -19,7 +19,6 @@ from miner.core import SelectionConfig, mine_round
 from miner.data import DatasetConfig, ingest
 from miner.data.row_store import RowStore
 from miner.errors import PoisonSampleError, SnapshotError
-from miner.failpoints import ENVIRONMENT
 from miner.index.config import IndexConfig
 from miner.workers.config import WorkersConfig
 from miner.workers.embed import EmbedPool, EmbedReport
@@ -184,10 +183,11 @@ for chunk in snapshots.missing_chunks(key):
 """
 
 
-@pytest.mark.parametrize("point", ["rows", "receipt"])
+@pytest.mark.parametrize("at", ["receipt of chunk 2", "rows of chunk 3"])
 def test_a_process_killed_between_two_puts_leaves_what_it_has_finished(
-    workshop: Any, server: S3Server, bucket: str, tmp_path: Path, point: str
+    workshop: Any, server: S3Server, bucket: str, tmp_path: Path, at: str
 ) -> None:
+    """SIGKILL as the server is asked for the put named, which so never happens."""
     weights, sha256 = workshop.weights(5)
     uri = server.uri(f"{bucket}/snapshots")
     config = workshop.encoder.model_dump_json()
@@ -195,12 +195,23 @@ def test_a_process_killed_between_two_puts_leaves_what_it_has_finished(
     command = [sys.executable, "-c", DRIVER, *arguments]
     path = os.pathsep.join([str(ENTRY_POINTS), os.getcwd()])
     environment = os.environ | {"PYTHONPATH": path}
-    armed = environment | {ENVIRONMENT: f"3*snapshot.{point}.written=kill"}
-    assert subprocess.run(command, env=armed, check=False).returncode == -signal.SIGKILL
-    assert workshop.batches_begun() == list(range(0, 48, 8))
+    name = "chunk-00000002.json" if at == "receipt of chunk 2" else "chunk-00000003-"
+
+    def killed(method: str, path: str) -> bool:
+        if method == "PUT" and f"/{name}" in path:
+            first.kill()
+            return True
+        return False
+
+    server.refuses = killed
+    first = subprocess.Popen(command, env=environment)
+    assert first.wait(60) == -signal.SIGKILL
+    server.refuses = lambda method, path: False
+    unfinished = 32 if at == "receipt of chunk 2" else 48
+    assert workshop.batches_begun() == list(range(0, unfinished + 16, 8))
     workshop.calm()
     subprocess.run(command, env=environment, check=True)
-    assert workshop.batches_begun() == list(range(32 if point == "rows" else 48, 100, 8))
+    assert workshop.batches_begun() == list(range(unfinished, 100, 8))
     snapshots = ObjectSnapshots(uri, tmp_path)
     key = snapshots.find(sha256, RowStore.open(workshop.store).fingerprint)
     assert key is not None
