@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -15,6 +16,7 @@ from miner.app.accepted import copies_folder
 from miner.app.service_actor import MiningServiceActor
 from miner.config import MinerConfig
 from miner.errors import CoalfaceError, ConfigError, NotReadyError
+from miner.filesystems import is_uri
 from miner.logs import chosen_format
 from miner.serving.metrics.config import MetricsConfig
 from miner.serving.metrics.endpoint import MetricsEndpoint
@@ -43,11 +45,13 @@ def resolved(config: MinerConfig) -> MinerConfig:
     largest = max(encoder.max_weights_bytes, serving.max_upload_bytes)
     update = {"weights_prefixes": prefixes, "max_weights_bytes": largest}
     encoder = encoder.model_copy(update=update)
-    folders = {
+    folders: dict[str, Any] = {
         name: folder.absolute()
-        for name in ("state_dir", "store_dir", "snapshots_dir")
+        for name in ("state_dir", "store_dir", "snapshots_cache_dir")
         if (folder := getattr(config, name)) is not None
     }
+    if config.snapshots_dir is not None and not is_uri(config.snapshots_dir):
+        folders["snapshots_dir"] = str(Path(config.snapshots_dir).absolute())
     return config.model_copy(
         update={
             "serving": serving,

@@ -16,7 +16,7 @@ from miner.data import RowStore
 from miner.errors import RunConflictError, SnapshotError
 from miner.rounds import RoundLog, RoundManifest
 from miner.serving.queries import LiveSnapshot
-from miner.workers.snapshot import SnapshotStore
+from miner.workers.snapshot import Snapshots
 
 __all__ = ["LiveRound"]
 
@@ -32,7 +32,7 @@ class LiveRound:
     """
 
     log: RoundLog
-    snapshots: SnapshotStore
+    snapshots: Snapshots
     row_store: RowStore
     _opened: LiveSnapshot | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)

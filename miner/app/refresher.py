@@ -28,7 +28,7 @@ from miner.serving.difficulty import read_difficulties
 from miner.types import Candidates
 from miner.workers.embed import EmbedPool
 from miner.workers.search import SearchRequest, search_snapshot
-from miner.workers.snapshot import SnapshotKey, SnapshotStore
+from miner.workers.snapshot import SnapshotKey, Snapshots
 
 __all__ = ["Refresher"]
 
@@ -67,7 +67,7 @@ class Refresher:
     catalog: Catalog
     writer: RoundWriter
     pool: EmbedPool
-    snapshots: SnapshotStore
+    snapshots: Snapshots
     show: Callable[[RefreshState], None]
     is_stopping: Callable[[], bool] = lambda: False
     _state: RefreshState = field(default_factory=RefreshState)
@@ -209,15 +209,15 @@ class _Search:
     def __call__(self, anchor_ids_A: npt.NDArray[np.int64], num_candidates: int) -> Candidates:
         refresher, config = self.refresher, self.refresher.config
         refresher._enter("searching", len(anchor_ids_A), "anchors")
-        root, identities = refresher.snapshots.root.absolute(), refresher.catalog.identities
+        snapshots, identities = refresher.snapshots, refresher.catalog.identities
         request = SearchRequest(
-            root,
+            snapshots,
             self.key,
             identities,
             anchor_ids_A,
             num_candidates,
             config.seed,
-            warm_path=root / "search.safetensors",
+            warm_path=snapshots.scratch / "search.safetensors",
         )
         found = search_snapshot(request, config.index, config.workers)
         self.index = dict(found.index)

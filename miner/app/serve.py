@@ -39,7 +39,7 @@ from miner.serving.backend import RefreshState
 from miner.serving.binding import check_binding, check_files
 from miner.workers.embed import EmbedPool
 from miner.workers.remote import result_of
-from miner.workers.snapshot import SnapshotStore
+from miner.workers.snapshot import open_snapshots
 
 __all__ = ["ENDPOINT_FILE", "run_service"]
 
@@ -78,9 +78,9 @@ class _Service:
         self._stop = stop
         self._config = config = resolved(config)
         self._log = RoundLog(config.state_dir)
-        self._snapshots = SnapshotStore(config.snapshots_path)
+        self._snapshots = open_snapshots(config.snapshots_place, config.cache_path)
         self._pool = EmbedPool(
-            config.workers, config.encoder, config.store_path, self._snapshots.root
+            config.workers, config.encoder, config.store_path, self._snapshots, config.dataset
         )
         self._actor: Any = None
         self._draining = threading.Lock()

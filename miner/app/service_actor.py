@@ -33,7 +33,7 @@ from miner.serving.metrics.endpoint import MetricsEndpoint
 from miner.serving.queries import LiveSnapshot
 from miner.serving.runs import RunStore
 from miner.serving.server import MiningServer, start_server
-from miner.workers.snapshot import SnapshotStore
+from miner.workers.snapshot import open_snapshots
 
 __all__ = ["Announcement", "MiningServiceActor"]
 
@@ -72,7 +72,7 @@ class MiningServiceActor:
         self._request_id = ""
         self._drain_requested = False
         self._store = RowStore.open(config.store_path)
-        snapshots = SnapshotStore(config.snapshots_path)
+        snapshots = open_snapshots(config.snapshots_place, config.cache_path)
         self._live = LiveRound(self._log, snapshots, self._store)
         self._changed = threading.Event()
         self._announced: queue.Queue[Announcement] = queue.Queue()

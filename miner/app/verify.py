@@ -9,11 +9,12 @@ from pathlib import Path
 
 from miner.app.accepted import copies_folder, read_accepted
 from miner.data.check import check_store
-from miner.errors import CoalfaceError
+from miner.errors import CoalfaceError, SnapshotError
 from miner.rounds import RoundLog
 from miner.rounds.check import check_log
 from miner.serving.plan_check import check_run, run_folders
-from miner.workers.snapshot_check import check_snapshot, snapshot_folders
+from miner.workers.snapshot import open_snapshots
+from miner.workers.snapshot.check import check_snapshots
 
 __all__ = ["CheckedPart", "verify_state"]
 
@@ -34,7 +35,7 @@ class CheckedPart:
 def verify_state(
     state_dir: Path,
     store_dir: Path | None = None,
-    snapshots_dir: Path | None = None,
+    snapshots_dir: str | None = None,
     *,
     quick: bool = False,
 ) -> Iterator[CheckedPart]:
@@ -48,6 +49,7 @@ def verify_state(
 
     Raises:
         RoundLogError: There is no round log in the folder.
+        ConfigError: ``snapshots_dir`` is a URI that cannot be understood.
 
     Cost: some 1 GB/s, 1 MiB of memory beside the largest chunk.
     """
@@ -66,9 +68,13 @@ def verify_state(
     store = store_dir or state_dir / "store"
     if store_dir is not None or store.exists():
         yield CheckedPart("row store", list(check_store(store, hash_files=not quick)))
-    snapshots = snapshot_folders(snapshots_dir or state_dir / "snapshots")
-    problems = [p for folder in snapshots for p in check_snapshot(folder, hash_rows=not quick)]
-    yield CheckedPart(_count(len(snapshots), "snapshot"), problems)
+    snapshots = open_snapshots(snapshots_dir or state_dir / "snapshots", state_dir)
+    try:
+        number, problems = check_snapshots(snapshots, hash_rows=not quick)
+    except SnapshotError as exc:
+        yield CheckedPart("snapshots", [str(exc)])
+    else:
+        yield CheckedPart(_count(number, "snapshot"), problems)
     copies = sorted(copies_folder(state_dir).glob("*.safetensors"))
     problems = list(_weights_problems(state_dir, copies, quick=quick))
     yield CheckedPart(_count(len(copies), "copy of weights", "copies of weights"), problems)

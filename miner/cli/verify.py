@@ -16,7 +16,8 @@ def verify(
         Path | None, typer.Option("--store", help="Row store, if not in state_dir.")
     ] = None,
     snapshots_dir: Annotated[
-        Path | None, typer.Option("--snapshots", help="Snapshots, if not in state_dir.")
+        str | None,
+        typer.Option("--snapshots", help="Path or URI of the snapshots, if not in state_dir."),
     ] = None,
     quick: Annotated[
         bool,

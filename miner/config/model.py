@@ -63,11 +63,19 @@ class MinerConfig(BaseModel):
         description="Folder of the row store. None: `store` in state_dir; name it to share one "
         "store between services on the same dataset.",
     )
-    snapshots_dir: Path | None = Field(
+    snapshots_dir: str | None = Field(
         default=None,
-        description="Folder of the snapshots. None: `snapshots` in state_dir; name it so that a "
+        min_length=1,
+        description="Folder of the snapshots, or a URI such as s3://bucket/folder, and then nobody "
+        "needs a disk that others see for them. None: `snapshots` in state_dir; name it so that a "
         "service on a dataset that has grown finds the embeddings of the files that it had. "
         "Services that share it keep `workers.keep_snapshots` together.",
+    )
+    snapshots_cache_dir: Path | None = Field(
+        default=None,
+        description="Where each machine keeps what it reads of the snapshots, if snapshots_dir is "
+        "a URI: a folder with room for `workers.keep_snapshots` of them. None: `snapshots-cache` "
+        "in state_dir; name a disk of the machine where state_dir is a shared one.",
     )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Keys every draw of the miner. 0: any will do."
@@ -103,6 +111,11 @@ class MinerConfig(BaseModel):
         return self.store_dir or self.state_dir / "store"
 
     @property
-    def snapshots_path(self) -> Path:
-        """Where the snapshots lie."""
-        return self.snapshots_dir or self.state_dir / "snapshots"
+    def snapshots_place(self) -> str:
+        """Path or URI of the snapshots."""
+        return self.snapshots_dir or str(self.state_dir / "snapshots")
+
+    @property
+    def cache_path(self) -> Path:
+        """Where snapshots of an object store are kept on each machine."""
+        return self.snapshots_cache_dir or self.state_dir / "snapshots-cache"

@@ -16,6 +16,7 @@ from miner.data.config import DatasetConfig
 from miner.data.fingerprint import fingerprint_dataset
 from miner.data.source import Source, SourceFile, open_source, reading
 from miner.errors import DatasetError
+from miner.filesystems import shown
 from miner.types import IdentityTable
 
 __all__ = ["Catalog", "CatalogFile", "catalog_of", "scan_catalog"]
@@ -86,7 +87,7 @@ def catalog_of(source: Source, config: DatasetConfig) -> Catalog:
     if len(sample_ids) == 0:
         kept = f" that passes the filter {config.filter!r}" if config.filter else ""
         raise DatasetError(
-            f"dataset {config.uri} is empty: its {len(scanned)} files hold no row{kept}"
+            f"dataset {shown(config.uri)} is empty: its {len(scanned)} files hold no row{kept}"
         )
     _check_unique(sample_ids, scanned, config)
     names, identity_ids_N = _number(pa.concat_arrays([part.identities for part in scanned]))
@@ -170,8 +171,8 @@ def _check_unique(
         where = " and ".join(_locate(row, scanned) for row in rows[:2].tolist())
         places.append(f"{value.as_py()!r} in {where}")
     raise DatasetError(
-        f"dataset {config.uri}: column {config.id_column!r} holds {len(repeated)} ids more than "
-        f"once, the first are {'; '.join(places)}; ids must be unique over all files"
+        f"dataset {shown(config.uri)}: column {config.id_column!r} holds {len(repeated)} ids more "
+        f"than once, the first are {'; '.join(places)}; ids must be unique over all files"
     )
 
 
@@ -192,7 +193,7 @@ def _number(identities: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
 
 
 def _check_trainable(identities: IdentityTable, names: pa.Array, config: DatasetConfig) -> None:
-    place = f"dataset {config.uri}: column {config.identity_column!r}"
+    place = f"dataset {shown(config.uri)}: column {config.identity_column!r}"
     if identities.num_identities == 1:
         raise DatasetError(
             f"{place} holds one identity only, {names[0].as_py()!r} in all {identities.num_rows} "

@@ -16,6 +16,7 @@ from pyarrow import fs
 from miner.data.config import DatasetConfig
 from miner.data.filters import RowFilter, parse_filter
 from miner.errors import DatasetError
+from miner.filesystems import is_uri, open_filesystem, reason_of, shown
 
 __all__ = ["Source", "SourceFile", "open_source", "reading"]
 
@@ -100,7 +101,12 @@ def reading(file: SourceFile) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as exc:
-        reason = " ".join(str(exc).split())
+        reason = reason_of(exc, file.path)
+        if "AWS Error" in reason:
+            raise DatasetError(
+                f"file {file.path} cannot be read from its store: {reason}; ingest again when the "
+                "store can be reached and gives it to these credentials"
+            ) from exc
         raise DatasetError(
             f"file {file.path} cannot be read, it may be truncated or of another format: {reason}; "
             "write it again or take it out of the dataset"
@@ -113,14 +119,17 @@ def _open_files(
     try:
         top = filesystem.get_file_info(root)
         if top.type == fs.FileType.NotFound:
-            raise DatasetError(f"dataset {config.uri} does not exist; check dataset.uri")
+            raise DatasetError(f"dataset {shown(config.uri)} does not exist; check dataset.uri")
         if top.type == fs.FileType.File:
             infos = {PurePosixPath(root).name: top}
         else:
             listing = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
             infos = {str(PurePosixPath(info.path).relative_to(root)): info for info in listing}
     except OSError as exc:
-        raise DatasetError(f"dataset {config.uri} cannot be listed: {exc}") from exc
+        raise DatasetError(
+            f"dataset {shown(config.uri)} cannot be listed: {reason_of(exc, config.uri)}; check "
+            "dataset.uri, and whether its place can be reached and read from here"
+        ) from exc
     found = False
     for name, info in sorted(infos.items()):
         kind = SUFFIXES.get(PurePosixPath(name).suffix.lower())
@@ -134,21 +143,22 @@ def _open_files(
         yield SourceFile(name, info.path, info.size, fragment)
     if not found:
         raise DatasetError(
-            f"dataset {config.uri} holds no data file of format {config.format}: expected names "
-            f"ending in {', '.join(SUFFIXES)}; for a single file of another name set dataset.format"
+            f"dataset {shown(config.uri)} holds no data file of format {config.format}: expected "
+            f"names ending in {', '.join(SUFFIXES)}; for a single file of another name set "
+            "dataset.format"
         )
 
 
 def _filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in uri:
+    if not is_uri(uri):
         return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
     try:
-        filesystem, root = fs.FileSystem.from_uri(uri)
+        filesystem, root = open_filesystem(uri)
     except (pa.ArrowException, OSError, ValueError) as exc:
         raise DatasetError(
-            f"dataset URI {uri!r} cannot be opened: {exc}; give a path or a URI that pyarrow.fs "
-            "knows, such as s3://, gs:// or file://"
-        ) from exc
+            f"dataset URI {shown(uri)!r} cannot be opened: {reason_of(exc, uri)}; give dataset.uri "
+            "a path or a URI that pyarrow.fs knows, such as s3://, gs:// or file://"
+        ) from None  # its text quotes the URI
     return filesystem, root
 
 

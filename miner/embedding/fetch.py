@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
-import pyarrow.fs
 
 from miner.embedding.config import EncoderConfig
 from miner.errors import WeightsRefusedError
+from miner.filesystems import is_uri, open_filesystem, reason_of, shown
 
 __all__ = ["fetch_weights"]
 
@@ -41,7 +40,7 @@ def fetch_weights(uri: str, sha256: str, config: EncoderConfig) -> bytes:
     actual = hashlib.sha256(blob).hexdigest()
     if actual != sha256.lower():
         raise WeightsRefusedError(
-            f"weights {_shown(uri)} ({len(blob)} bytes) have sha256 {actual}, announced was "
+            f"weights {shown(uri)} ({len(blob)} bytes) have sha256 {actual}, announced was "
             f"{sha256!r}; announce a file only when it is written, and never write to it again",
             kind="digest",
         )
@@ -49,7 +48,7 @@ def fetch_weights(uri: str, sha256: str, config: EncoderConfig) -> bytes:
 
 
 def _is_local(uri: str) -> bool:
-    return uri.startswith("file:") or "://" not in uri
+    return uri.startswith("file:") or not is_uri(uri)
 
 
 def _local_path(uri: str) -> str:
@@ -111,32 +110,37 @@ def _read_remote(uri: str, config: EncoderConfig) -> bytes:
     # No escapes and no options: `?endpoint_override=` would turn an allowed bucket into any host.
     if set(uri) & set("?#%\\\0") or {".", ".."} & set(uri.split("/")):
         raise WeightsRefusedError(
-            f"weights {_shown(uri)!r}: a URI may hold none of ? # % \\ and no ./ ../",
+            f"weights {shown(uri)!r}: a URI may hold none of ? # % \\ and no ./ ../",
             kind="location",
         )
-    # A prefix may hold such options; they are the operator's, and go with the file that is read.
+    # A prefix may hold options and credentials; they are the operator's, and go with what is read.
+    scheme, _, place = uri.partition("://")
     for prefix in config.weights_prefixes:
-        base, _, options = prefix.partition("?")
-        base = base.rstrip("/") + "/"
-        if not _is_local(prefix) and uri.startswith(base):
-            system, path = _file_system(f"{uri}?{options}" if options else uri)
+        allowed_scheme, _, rest = prefix.partition("://")
+        allowed, mark, options = rest.partition("?")
+        credentials, at, allowed = allowed.rpartition("@")
+        is_below = place.startswith(allowed.rstrip("/") + "/")
+        if not _is_local(prefix) and scheme == allowed_scheme and is_below:
+            system, path = _file_system(f"{scheme}://{credentials}{at}{place}{mark}{options}")
             try:
                 with system.open_input_file(path) as file:
                     _require_size(uri, file.size(), config)
                     return bytes(file.read())
             except (OSError, pa.ArrowException) as exc:
                 raise WeightsRefusedError(
-                    f"weights {_shown(uri)} cannot be read: {exc}", kind="unreadable"
+                    f"weights {shown(uri)} cannot be read: {reason_of(exc, uri)}; the "
+                    "options of their store are those in encoder.weights_prefixes",
+                    kind="unreadable",
                 ) from exc
-    raise _outside(_shown(uri), config)
+    raise _outside(shown(uri), config)
 
 
 def _file_system(uri: str) -> tuple[Any, str]:
     try:
-        system, path = pa.fs.FileSystem.from_uri(uri)
+        system, path = open_filesystem(uri)
     except (OSError, pa.ArrowException) as exc:  # its text quotes the URI
         raise WeightsRefusedError(
-            f"weights {_shown(uri)} cannot be read: their file system cannot be opened with what "
+            f"weights {shown(uri)} cannot be read: their file system cannot be opened with what "
             f"encoder.weights_prefixes says ({type(exc).__name__})",
             kind="unreadable",
         ) from None
@@ -146,27 +150,14 @@ def _file_system(uri: str) -> tuple[Any, str]:
 def _require_size(uri: str, num_bytes: int, config: EncoderConfig) -> None:
     if num_bytes > config.max_weights_bytes:
         raise WeightsRefusedError(
-            f"weights {_shown(uri)} are {num_bytes} bytes, above the {config.max_weights_bytes} "
+            f"weights {shown(uri)} are {num_bytes} bytes, above the {config.max_weights_bytes} "
             "that encoder.max_weights_bytes allows",
             kind="unreadable",
         )
 
 
-def _shown(uri: str) -> str:
-    """A URI as others may see it: before the host and after the path it may hold secrets.
-
-    Example:
-        >>> _shown("s3://key:secret@bucket/runs?endpoint_override=host")
-        's3://bucket/runs'
-    """
-    if _is_local(uri):
-        return uri
-    scheme, _, rest = uri.partition("://")
-    return f"{scheme}://{re.split('[?#]', rest)[0].rpartition('@')[2]}"
-
-
 def _outside(place: str, config: EncoderConfig) -> WeightsRefusedError:
-    allowed = ", ".join(map(_shown, config.weights_prefixes)) or "nowhere"
+    allowed = ", ".join(map(shown, config.weights_prefixes)) or "nowhere"
     return WeightsRefusedError(
         f"weights {place} are outside what encoder.weights_prefixes allows ({allowed}); write them "
         "there, or let the miner's operator add the folder",

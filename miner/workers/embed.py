@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+import numpy as np
+import ray
 
+from miner.data.config import DatasetConfig
 from miner.data.row_store import RowStore
 from miner.embedding.config import EncoderConfig
-from miner.errors import PoisonSampleError, SnapshotError
+from miner.embedding.fetch import fetch_weights
+from miner.filesystems import is_uri
 from miner.workers.config import WorkersConfig
-from miner.workers.crew import Crew, Worker
+from miner.workers.crew import Crew
 from miner.workers.embed_actor import EmbedActor, EmbedSettings
-from miner.workers.ledger import ChunkLedger
-from miner.workers.remote import Resources, result_of
-from miner.workers.snapshot import DataFile, KnownRows, SnapshotKey, SnapshotStore
+from miner.workers.embed_job import EmbedJob, num_rows_of
+from miner.workers.remote import Resources
+from miner.workers.snapshot import DataFile, SnapshotKey, Snapshots
 
 __all__ = ["EmbedPool", "EmbedReport"]
 
@@ -54,16 +56,22 @@ class EmbedPool:
     """Workers that embed one row store with one encoder. Thread-safe; one `embed` at a time."""
 
     def __init__(
-        self, workers: WorkersConfig, encoder: EncoderConfig, store_path: Path, snapshot_root: Path
+        self,
+        workers: WorkersConfig,
+        encoder: EncoderConfig,
+        store_path: Path,
+        snapshots: Snapshots,
+        dataset: DatasetConfig | None = None,
     ) -> None:
         """Ask Ray for the workers; they start while the caller goes on.
 
-        Row store and snapshots must be reachable under these paths on every machine.
+        Every machine must reach the snapshots, and the row store under its path: or the dataset, of
+        which it then makes a row store of its own.
         """
-        settings = EmbedSettings(workers, encoder, store_path.absolute(), snapshot_root.absolute())
+        settings = EmbedSettings(workers, encoder, store_path.absolute(), snapshots, dataset)
         resources = Resources(workers.cpus_per_worker, workers.gpus_per_worker)
         self._settings = settings
-        self._snapshots = SnapshotStore(settings.snapshot_root)
+        self._snapshots = snapshots
         self._embedding = threading.Lock()
         self._crew = Crew(
             lambda: resources.start(EmbedActor, settings),
@@ -95,7 +103,7 @@ class EmbedPool:
             WeightsRefusedError: With the reason, meant for the announcer.
             SnapshotError: As `key`; a `PoisonSampleError` if a row of the canary is to blame.
         """
-        return float(self._call("validate", uri, sha256))
+        return float(self._call("validate", self._handed(uri, sha256), sha256))
 
     def embed(
         self,
@@ -103,13 +111,14 @@ class EmbedPool:
         weights_uri: str,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> EmbedReport:
-        """Embed the chunks that are missing; then `SnapshotStore.open` gives the snapshot.
+        """Embed the chunks that are missing; then `Snapshots.open` gives the snapshot.
 
         Snapshots beyond the ``keep_snapshots`` used last are deleted.
 
         Args:
             key: From `key`.
-            weights_uri: Where the weights of ``key.weights_sha256`` lie; each worker reads them.
+            weights_uri: Where the weights of ``key.weights_sha256`` lie. Those of a path are read
+                here, and Ray brings them to the workers; from another place each worker reads them.
             on_progress: Called with (rows done, rows in all) after each chunk.
 
         Raises:
@@ -125,14 +134,15 @@ class EmbedPool:
             counts = (key.digest, len(missing), reused)
             log.info("snapshot %s: %d chunks to embed, %d there", *counts, extra=extra)
             known = self._snapshots.known_rows(key, self._files()) if missing else []
-            job = _Job(self._settings, self._crew, key, weights_uri, missing, known)
-            rows_done = key.num_rows - sum(_num_rows(key, chunk) for chunk in missing)
+            weights = self._handed(weights_uri, key.weights_sha256) if missing else weights_uri
+            job = EmbedJob(self._settings, self._crew, key, weights, missing, known)
+            rows_done = key.num_rows - sum(num_rows_of(key, chunk) for chunk in missing)
             for chunk in job.run():
-                rows_done += _num_rows(key, chunk)
+                rows_done += num_rows_of(key, chunk)
                 if on_progress is not None:
                     on_progress(rows_done, key.num_rows)
             self._snapshots.sweep(key)
-            self._snapshots.prune(self._settings.workers.keep_snapshots)
+            self._snapshots.prune(self._settings.workers.keep_snapshots, newest=key)
             num_rows = job.num_rows_embedded
             log.info("snapshot %s: %d rows embedded", key.digest, num_rows)
             return EmbedReport(key.num_chunks, len(missing), reused, job.num_lost_workers, num_rows)
@@ -148,122 +158,12 @@ class EmbedPool:
             for file, sha256 in zip(manifest.dataset_files, manifest.payload_sha256s, strict=True)
         ]
 
+    def _handed(self, uri: str, sha256: str) -> Any:
+        if is_uri(uri):
+            return uri
+        content = fetch_weights(uri, sha256, self._settings.encoder)
+        return ray.put(np.frombuffer(content, np.uint8))
+
     def _call(self, method: str, *args: object) -> Any:
         attempts = self._settings.workers.max_chunk_attempts
         return self._crew.call(method, *args, attempts=attempts)
-
-
-class _Job:
-    """Embeds given chunks of one snapshot."""
-
-    def __init__(  # noqa: PLR0913, PLR0917 - each is needed
-        self,
-        settings: EmbedSettings,
-        crew: Crew,
-        key: SnapshotKey,
-        uri: str,
-        chunks: list[int],
-        known: list[KnownRows],
-    ) -> None:
-        self.num_lost_workers = self.num_rows_embedded = 0
-        self._known = known
-        self._settings, self._crew, self._key, self._uri = settings, crew, key, uri
-        workers = settings.workers
-        self._ledger = ChunkLedger(chunks, workers.max_chunk_attempts, workers.late_factor)
-        self._idle: list[Worker] = []
-        # A worker at its chunk, or at getting ready (None).
-        self._in_flight: dict[Any, tuple[Worker, int | None]] = {}
-        self._lost_starts = 0
-
-    def run(self) -> Iterator[int]:
-        """Yield each chunk as it is written."""
-        if not self._ledger.finished:
-            for worker in self._crew.workers:
-                self._start(worker)
-        while not self._ledger.finished:
-            while self._idle and self._ledger.has_pending:
-                self._hand_out(self._idle.pop())
-            workers = {ref: worker for ref, (worker, _) in self._in_flight.items()}
-            late = self._ledger.next_late() if self._idle else None
-            at_most_s = None if late is None else max(0.0, late[1] - time.monotonic())
-            ref = self._crew.wait_for_any(workers, at_most_s)
-            if ref is None:
-                assert late is not None
-                self._take_back(late[0])
-                continue
-            worker, chunk = self._in_flight.pop(ref)
-            try:
-                num_rows = result_of(ref)
-            except RayTaskError as exc:
-                if chunk is None:
-                    raise
-                self._idle.append(worker)
-                self._retry(chunk, exc)
-            except RayError as exc:
-                self.num_lost_workers += 1
-                self._start(self._crew.replace(worker))
-                self._retry(chunk, exc)
-            else:
-                worker.started = True
-                self._idle.append(worker)
-                if chunk is not None:
-                    self.num_rows_embedded += num_rows
-                    self._ledger.done(chunk, time.monotonic())
-                    yield chunk
-
-    def _start(self, worker: Worker) -> None:
-        self._in_flight[worker.actor.start.remote()] = (worker, None)
-
-    def _hand_out(self, worker: Worker) -> None:
-        chunk = self._ledger.take(time.monotonic())
-        rehearse = self._ledger.is_last_retry(chunk)
-        begin, end = self._key.rows_of(chunk)
-        known = [rows for rows in self._known if rows.begin < end and begin < rows.end]
-        ref = worker.actor.embed_chunk.remote(self._key, chunk, self._uri, known, rehearse=rehearse)
-        self._in_flight[ref] = (worker, chunk)
-
-    def _take_back(self, late: int) -> None:
-        """Have another worker do a chunk; its own, which may hang, is killed first."""
-        ref, worker = next(
-            (ref, worker) for ref, (worker, chunk) in self._in_flight.items() if chunk == late
-        )
-        del self._in_flight[ref]
-        log.warning("chunk %d is late: its worker %d is replaced", late, worker.slot)
-        self.num_lost_workers += 1
-        self._start(self._crew.replace(worker))
-        self._ledger.late(late)
-
-    def _retry(self, chunk: int | None, loss: RayError) -> None:
-        attempts = self._settings.workers.max_chunk_attempts
-        if chunk is None:
-            self._lost_starts += 1
-            if self._lost_starts >= attempts * self._crew.size:
-                raise SnapshotError(
-                    f"{self._lost_starts} workers died before they could embed: {loss}"
-                ) from loss
-        elif not self._ledger.lost(chunk):
-            raise self._explain(chunk, attempts, loss) from loss
-
-    def _explain(self, chunk: int, attempts: int, loss: RayError) -> SnapshotError:
-        begin, end = self._key.rows_of(chunk)
-        where = f"chunk {chunk} (rows {begin} to {end - 1})"
-        if isinstance(loss, RayTaskError):
-            return SnapshotError(f"{where} failed {attempts} times, at last with {loss.cause!r}")
-        snapshots = SnapshotStore(self._settings.snapshot_root)
-        begin, end = snapshots.noted_rows(self._key, chunk)
-        catalog = RowStore.open(self._settings.store_path).catalog
-        first, last = (catalog.sample_ids[row].as_py() for row in (begin, end - 1))
-        if end - begin == 1:
-            return PoisonSampleError(
-                f"row {begin} (sample id {first!r}) took its worker down: {where} was tried "
-                f"{attempts} times; mend the sample or filter it out, then ingest again"
-            )
-        return SnapshotError(
-            f"{where} took its worker down {attempts} times, at last while rows {begin} to "
-            f"{end - 1} (sample ids {first!r} to {last!r}) were embedded; is memory short?"
-        )
-
-
-def _num_rows(key: SnapshotKey, chunk: int) -> int:
-    begin, end = key.rows_of(chunk)
-    return end - begin

@@ -6,26 +6,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from miner.data.config import DatasetConfig
 from miner.embedding.config import EncoderConfig
 from miner.logs import LogFormat, chosen_format, set_up_worker_logs
 from miner.workers.config import WorkersConfig
 from miner.workers.remote import lower_priority
-from miner.workers.snapshot import KnownRows, SnapshotKey
+from miner.workers.row_store_here import has_row_store, make_row_store
+from miner.workers.snapshot import KnownRows, SnapshotKey, Snapshots
 
 if TYPE_CHECKING:
-    from miner.workers.embed_worker import ChunkEmbedder
+    from miner.workers.embed_worker import ChunkEmbedder, Weights
 
 __all__ = ["EmbedActor", "EmbedSettings"]
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedSettings:
-    """What a worker must know; the folders are the same on every machine."""
+    """What a worker must know; paths are the same on every machine.
+
+    A machine without the row store makes it from ``dataset``, if that is given.
+    """
 
     workers: WorkersConfig
     encoder: EncoderConfig
     store_path: Path
-    snapshot_root: Path
+    snapshots: Snapshots
+    dataset: DatasetConfig | None = None
     log_format: LogFormat = field(default_factory=chosen_format)
 
 
@@ -39,19 +45,31 @@ class EmbedActor:
         self._built: ChunkEmbedder | None = None
 
     def start(self) -> None:
-        """Get ready to embed; does nothing the second time."""
-        self._embedder()
+        """Get ready to embed; does nothing the second time.
+
+        A row store that this machine still has to make can wait until it is needed: the time within
+        which workers must have started is not for that.
+        """
+        settings = self._settings
+        if settings.dataset is None or has_row_store(settings.store_path):
+            self._embedder()
 
     def key(self, weights_sha256: str) -> SnapshotKey:
         """As `ChunkEmbedder.key`."""
         return self._embedder().key(weights_sha256, self._settings.workers.chunk_rows)
 
-    def validate(self, uri: str, sha256: str) -> float:
+    def validate(self, weights: Weights, sha256: str) -> float:
         """As `ChunkEmbedder.validate`."""
-        return self._embedder().validate(uri, sha256)
+        return self._embedder().validate(weights, sha256)
 
     def embed_chunk(
-        self, key: SnapshotKey, chunk: int, uri: str, known: list[KnownRows], *, rehearse: bool
+        self,
+        key: SnapshotKey,
+        chunk: int,
+        weights: Weights,
+        known: list[KnownRows],
+        *,
+        rehearse: bool,
     ) -> int:
         """Load the weights unless they are, and embed the chunk: safe to repeat.
 
@@ -59,7 +77,7 @@ class EmbedActor:
             Rows that were embedded; the others were known.
         """
         embedder = self._embedder()
-        embedder.load(uri, key.weights_sha256)
+        embedder.load(weights, key.weights_sha256)
         return embedder.embed_chunk(key, chunk, known=known, rehearse=rehearse)
 
     def _embedder(self) -> ChunkEmbedder:
@@ -69,11 +87,13 @@ class EmbedActor:
             from miner.workers.embed_worker import ChunkEmbedder
 
             settings = self._settings
+            if settings.dataset is not None:
+                make_row_store(settings.dataset, settings.store_path)
             torch.set_num_threads(max(1, int(settings.workers.cpus_per_worker)))
             self._built = ChunkEmbedder(
                 settings.store_path,
                 settings.encoder,
-                settings.snapshot_root,
+                settings.snapshots,
                 settings.workers.decode_ahead,
             )
         return self._built

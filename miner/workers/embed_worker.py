@@ -23,11 +23,13 @@ from miner.embedding.fetch import fetch_weights
 from miner.embedding.weights import load_weights
 from miner.errors import CoalfaceError, EncoderError, PoisonSampleError, SnapshotError
 from miner.workers.decode import DecodeAhead
-from miner.workers.snapshot import KnownRows, SnapshotKey, SnapshotStore
+from miner.workers.snapshot import KnownRows, SnapshotKey, Snapshots
 
 __all__ = ["ChunkEmbedder"]
 
 log = logging.getLogger(__name__)
+
+Weights = str | npt.NDArray[np.uint8]
 
 
 class ChunkEmbedder:
@@ -37,7 +39,7 @@ class ChunkEmbedder:
         self,
         store_path: Path,
         config: EncoderConfig,
-        snapshot_root: Path,
+        snapshots: Snapshots,
         decode_threads: int = 0,
     ) -> None:
         """Open the row store and build the encoder; batches are decoded on so many threads.
@@ -48,7 +50,7 @@ class ChunkEmbedder:
         """
         self._config = config
         self._store = RowStore.open(store_path)
-        self._snapshots = SnapshotStore(snapshot_root)
+        self._snapshots = snapshots
         self._encoder = load_encoder(config)
         self._together = DecodeAhead(self._encoder.decode, decode_threads)
         self._alone = DecodeAhead(self._encoder.decode, 0)
@@ -66,18 +68,22 @@ class ChunkEmbedder:
             chunk_rows=chunk_rows,
         )
 
-    def load(self, uri: str, sha256: str) -> None:
-        """Fetch and load weights, unless they are loaded already.
+    def load(self, weights: Weights, sha256: str) -> None:
+        """Load weights, unless they are loaded already.
+
+        Args:
+            weights: Where they lie, or the bytes themselves, verified.
+            sha256: Of the bytes.
 
         Raises:
             WeightsRefusedError: As `fetch_weights` and `load_weights`.
         """
         if self._loaded_sha256 != sha256.lower():
-            load_weights(self._encoder.module, fetch_weights(uri, sha256, self._config))
+            load_weights(self._encoder.module, self._content(weights, sha256))
             self._loaded_sha256 = sha256.lower()
             log.info("loaded weights %s", sha256)
 
-    def validate(self, uri: str, sha256: str) -> float:
+    def validate(self, weights: Weights, sha256: str) -> float:
         """Try weights on a second encoder: those loaded stay as they are.
 
         Returns:
@@ -89,7 +95,7 @@ class ChunkEmbedder:
             PoisonSampleError: A row of the canary cannot be embedded, whatever the weights.
         """
         encoder = load_encoder(self._config)
-        load_weights(encoder.module, fetch_weights(uri, sha256, self._config))
+        load_weights(encoder.module, self._content(weights, sha256))
         identities = self._store.catalog.identities
         num_rows = min(self._config.canary_rows, identities.num_identities)
         chosen = np.linspace(0, identities.num_identities - 1, num_rows).astype(np.int64)
@@ -113,8 +119,8 @@ class ChunkEmbedder:
             key: The snapshot's key.
             chunk: Which of its chunks.
             known: Rows that other snapshots have; they are copied if they are sound there.
-            rehearse: First embed each row alone and forget it, with its number noted on disk: if
-                that kills the process, the row is known.
+            rehearse: First embed each row alone and forget it, with its number noted beside the
+                snapshot: if that kills the process, the row is known.
 
         Returns:
             How many of its rows were embedded.
@@ -124,7 +130,7 @@ class ChunkEmbedder:
             NonFiniteError: Embeddings hold NaN or infinity; names the row ids.
             EncoderError: The encoder fails on whole batches, or its output has the wrong form.
             SnapshotError: The key is of other weights, another dataset or another preprocessing
-                than this worker's, or the disk refuses.
+                than this worker's, or the disk or store refuses.
         """
         self._check(key)
         parts, num_embedded = [], 0
@@ -138,6 +144,11 @@ class ChunkEmbedder:
             num_embedded += end - begin
         self._snapshots.write_chunk(key, chunk, np.concatenate(parts))
         return num_embedded
+
+    def _content(self, weights: Weights, sha256: str) -> bytes:
+        if isinstance(weights, str):
+            return fetch_weights(weights, sha256, self._config)
+        return weights.tobytes()
 
     def _spans(
         self, key: SnapshotKey, chunk: int, known: Sequence[KnownRows]

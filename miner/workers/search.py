@@ -23,7 +23,7 @@ from miner.workers.exact_search import torch_search
 from miner.workers.remote import Resources, lower_priority, result_of
 from miner.workers.shard_actor import ShardRows
 from miner.workers.shards import SearchShards, ShardedLists
-from miner.workers.snapshot import SnapshotKey, SnapshotStore
+from miner.workers.snapshot import SnapshotKey, Snapshots
 
 if TYPE_CHECKING:
     from miner.index.candidate_search import CandidateSearch
@@ -40,7 +40,7 @@ class SearchRequest:
     Where ``warm_path`` is given, what the search leaves to the next one is kept there.
     """
 
-    snapshot_root: Path
+    snapshots: Snapshots
     key: SnapshotKey
     identities: IdentityTable
     anchor_ids_A: npt.NDArray[np.int64]
@@ -71,7 +71,7 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
     from miner.index.candidate_search import CandidateSearch
     from miner.index.warm_start import WarmFile
 
-    embeddings_ND = SnapshotStore(request.snapshot_root).open(request.key)
+    embeddings_ND = request.snapshots.open(request.key)
     warm = None
     if request.warm_path is not None:
         warm = WarmFile(request.warm_path, request.key.dataset_fingerprint)
@@ -97,9 +97,9 @@ def _search_in_shards(
     """The same search, with shards that answer in place of the rows."""
     from miner.index.candidate_search import CandidateSearch
 
-    embeddings_ND = SnapshotStore(request.snapshot_root).open(request.key)
+    embeddings_ND = request.snapshots.open(request.key)
     rows = ShardRows(
-        request.snapshot_root,
+        request.snapshots,
         request.key,
         0,
         len(embeddings_ND),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from miner.logs import LogFormat, set_up_worker_logs
 from miner.types import IdentityTable
 from miner.workers.exact_search import torch_queries
 from miner.workers.remote import lower_priority
-from miner.workers.snapshot import SnapshotKey, SnapshotStore
+from miner.workers.snapshot import SnapshotKey, Snapshots
 
 if TYPE_CHECKING:
     from miner.index.shard_search import ShardSearch
@@ -31,13 +30,13 @@ class ShardRows:
     """Which rows a shard answers for, and how it searches them. Shape legend: R = these rows.
 
     Attributes:
-        snapshot_root: Must be reachable under this path on every machine.
+        snapshots: Where they lie, for every machine.
         begin, end: Rows ``[begin, end)`` of the snapshot.
         identity_ids_R: Their identities.
         num_identities: Of the catalog.
     """
 
-    snapshot_root: Path
+    snapshots: Snapshots
     key: SnapshotKey
     begin: int
     end: int
@@ -69,8 +68,7 @@ class ShardActor:
         """
         from miner.index.shard_search import ShardSearch
 
-        store = SnapshotStore(rows.snapshot_root)
-        embeddings_RD = store.open(rows.key, range(rows.begin, rows.end))
+        embeddings_RD = rows.snapshots.open(rows.key, range(rows.begin, rows.end))
         identities = IdentityTable.from_ids(np.array(rows.identity_ids_R), rows.num_identities)
         exact = torch_queries(rows.config.gpu, embeddings_RD, identities)
         self._search = ShardSearch(

@@ -73,7 +73,7 @@ def snapshot_in(root: Path, num_rows: int) -> SearchRequest:
     for chunk in range(key.num_chunks):
         store.write_chunk(key, chunk, made.embeddings_ND[slice(*key.rows_of(chunk))])
     identities = IdentityTable.from_ids(made.identity_ids_N)
-    return SearchRequest(root, key, identities, np.arange(num_rows), NUM_CANDIDATES)
+    return SearchRequest(store, key, identities, np.arange(num_rows), NUM_CANDIDATES)
 
 
 def measure(request: SearchRequest, repeats: int) -> list[dict]:

@@ -41,7 +41,7 @@ def snapshots(module_workshop) -> SnapshotStore:
 @pytest.fixture(scope="module")
 def pool(module_workshop, ray_local, snapshots) -> Iterator[EmbedPool]:
     shop = module_workshop
-    pool = EmbedPool(shop.workers, shop.encoder, shop.store, snapshots.root)
+    pool = EmbedPool(shop.workers, shop.encoder, shop.store, snapshots)
     yield pool
     pool.shutdown()
 
@@ -53,7 +53,7 @@ def files_of(root, key: SnapshotKey) -> dict[str, bytes]:
 
 def embed_here(workshop, root, uri: str, sha256: str) -> dict[str, bytes]:
     """The files of an undisturbed snapshot, made in this process."""
-    embedder = ChunkEmbedder(workshop.store, workshop.encoder, root)
+    embedder = ChunkEmbedder(workshop.store, workshop.encoder, SnapshotStore(root))
     embedder.load(uri, sha256)
     key = embedder.key(sha256, workshop.workers.chunk_rows)
     for chunk in range(key.num_chunks):
@@ -177,7 +177,7 @@ def test_a_worker_that_hangs_costs_its_chunk_some_times_the_median(workshop, sna
     uri, sha256 = workshop.weights(13)
     changes = {"num_embed_workers": 2, "cpus_per_worker": 0.5, "late_factor": 3.0}
     two = workshop.workers.model_copy(update=changes)
-    crowd = EmbedPool(two, workshop.encoder, workshop.store, snapshots.root)
+    crowd = EmbedPool(two, workshop.encoder, workshop.store, snapshots)
     key = crowd.key(sha256)
     workshop.trigger(FIRST_OF_CHUNK_2 + 5, "hang-once")
     begin_s = time.monotonic()
@@ -205,7 +205,7 @@ def test_as_many_workers_as_the_cluster_has_gpus_for_and_at_least_one(monkeypatc
 
 def test_a_crew_that_finds_no_room_says_what_it_asked_for(workshop, snapshots):
     greedy = workshop.workers.model_copy(update={"cpus_per_worker": 64, "placement_timeout_s": 1})
-    crowd = EmbedPool(greedy, workshop.encoder, workshop.store, snapshots.root)
+    crowd = EmbedPool(greedy, workshop.encoder, workshop.store, snapshots)
     with pytest.raises(SnapshotError, match=r"each asks for 64 CPUs and 0 GPUs .* of 2 CPUs free"):
         crowd.key("0" * 64)
     crowd.shutdown()
@@ -213,7 +213,7 @@ def test_a_crew_that_finds_no_room_says_what_it_asked_for(workshop, snapshots):
 
 def test_an_encoder_that_does_not_build_is_an_encoder_error(workshop, snapshots):
     broken = workshop.encoder.model_copy(update={"encoder": "tiny_encoder:build_raising"})
-    crowd = EmbedPool(workshop.workers, broken, workshop.store, snapshots.root)
+    crowd = EmbedPool(workshop.workers, broken, workshop.store, snapshots)
     with pytest.raises(EncoderError, match="no such backbone"):
         crowd.key("0" * 64)
     crowd.shutdown()
@@ -223,7 +223,7 @@ def test_a_search_on_ray_gives_what_a_search_here_gives(workshop, pool, snapshot
     uri, sha256 = workshop.weights(12)
     key = pool.key(sha256)
     identities = RowStore.open(workshop.store).catalog.identities
-    request = SearchRequest(snapshots.root, key, identities, np.arange(0, 100, 3), 6)
+    request = SearchRequest(snapshots, key, identities, np.arange(0, 100, 3), 6)
     with pytest.raises(SnapshotError, match="missing"):
         search_snapshot(request, IndexConfig(), workshop.workers)
     pool.embed(key, uri)

@@ -34,7 +34,7 @@ DECODE_THREADS = 0
 
 def make(workshop, snapshots, **changes) -> ChunkEmbedder:
     encoder = workshop.encoder.model_copy(update=changes)
-    return ChunkEmbedder(workshop.store, encoder, snapshots.root, DECODE_THREADS)
+    return ChunkEmbedder(workshop.store, encoder, snapshots, DECODE_THREADS)
 
 
 def embed_all(embedder: ChunkEmbedder, key) -> None:

@@ -1,6 +1,7 @@
 """A dataset that has grown or changed embeds only the rows that no snapshot has."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from miner.data import DatasetConfig, RowStore, ingest
 from miner.workers.embed import EmbedPool
 from miner.workers.embed_worker import ChunkEmbedder
-from miner.workers.snapshot import DataFile, SnapshotKey, SnapshotStore
+from miner.workers.snapshot import DataFile, ObjectSnapshots, SnapshotKey, Snapshots, SnapshotStore
+from tests.s3_server import s3_server
 
 DIM = 3
 
@@ -64,6 +66,15 @@ def snapshots(tmp_path: Path) -> SnapshotStore:
     return SnapshotStore(tmp_path / "snapshots")
 
 
+@pytest.fixture(params=["folder", "objects"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Snapshots]:
+    if request.param == "folder":
+        yield SnapshotStore(tmp_path / "snapshots")
+        return
+    with s3_server() as server:
+        yield ObjectSnapshots(server.uri(f"{server.bucket()}/snapshots"), tmp_path / "cache")
+
+
 def files_of(store: Path) -> list[DataFile]:
     manifest = RowStore.open(store).manifest
     pairs = zip(manifest.dataset_files, manifest.payload_sha256s, strict=True)
@@ -71,10 +82,10 @@ def files_of(store: Path) -> list[DataFile]:
 
 
 def embed(
-    workshop: Any, store: Path, snapshots: SnapshotStore, chunk_rows: int = 16
+    workshop: Any, store: Path, snapshots: Snapshots, chunk_rows: int = 16
 ) -> tuple[int, npt.NDArray[np.float32]]:
     """Rows that were embedded, and all embeddings."""
-    embedder = ChunkEmbedder(store, workshop.encoder, snapshots.root)
+    embedder = ChunkEmbedder(store, workshop.encoder, snapshots)
     uri, sha256 = workshop.weights(1)
     embedder.load(uri, sha256)
     key = embedder.key(sha256, chunk_rows)
@@ -85,36 +96,36 @@ def embed(
 
 
 def test_only_rows_of_new_and_changed_files_are_embedded(
-    workshop: Any, growing: GrowingSet, snapshots: SnapshotStore, tmp_path: Path
+    workshop: Any, growing: GrowingSet, either: Snapshots, tmp_path: Path
 ) -> None:
     for name, rows, seed in (("b", 37, 1), ("d", 20, 2), ("f", 41, 3)):
         growing.write(name, rows, seed)
     first = growing.ingested()
-    assert embed(workshop, first, snapshots)[0] == 98
-    assert embed(workshop, first, snapshots)[0] == 0
+    assert embed(workshop, first, either)[0] == 98
+    assert embed(workshop, first, either)[0] == 0
     growing.write("a", 11, 4)  # moves the numbers of all other rows
     growing.write("d", 20, 5)
     growing.rename("f", "e")
     second = growing.ingested()
     workshop.calm()
-    num_rows, embeddings = embed(workshop, second, snapshots)
+    num_rows, embeddings = embed(workshop, second, either)
     assert num_rows == 11 + 20
     fresh = embed(workshop, second, SnapshotStore(tmp_path / "fresh"))
     assert fresh[0] == 109
     np.testing.assert_allclose(embeddings, fresh[1], atol=1e-6)  # batches have other sizes
     growing.remove("a")
-    assert embed(workshop, growing.ingested(), snapshots)[0] == 0
+    assert embed(workshop, growing.ingested(), either)[0] == 0
 
 
 def test_other_sizes_of_chunks_share_rows_and_other_weights_do_not(
-    workshop: Any, growing: GrowingSet, snapshots: SnapshotStore
+    workshop: Any, growing: GrowingSet, either: Snapshots
 ) -> None:
     growing.write("a", 60, 1)
     store = growing.ingested()
-    assert embed(workshop, store, snapshots, chunk_rows=16)[0] == 60
-    assert embed(workshop, store, snapshots, chunk_rows=25)[0] == 0
-    embedder = ChunkEmbedder(store, workshop.encoder, snapshots.root)
-    assert snapshots.known_rows(embedder.key("ab" * 32, 16), files_of(store)) == []
+    assert embed(workshop, store, either, chunk_rows=16)[0] == 60
+    assert embed(workshop, store, either, chunk_rows=25)[0] == 0
+    embedder = ChunkEmbedder(store, workshop.encoder, either)
+    assert either.known_rows(embedder.key("ab" * 32, 16), files_of(store)) == []
 
 
 def test_damaged_rows_of_another_snapshot_are_embedded_and_not_copied(
@@ -141,7 +152,7 @@ def test_a_folder_whose_files_are_not_noted_or_damaged_serves_no_other(
     (noted,) = snapshots.root.glob("*/FILES.json")
     for content in (b"", b"{", json.dumps([{"num_rows": 3}]).encode()):
         noted.write_bytes(content)
-        key = ChunkEmbedder(store, workshop.encoder, snapshots.root).key(workshop.weights(1)[1], 7)
+        key = ChunkEmbedder(store, workshop.encoder, snapshots).key(workshop.weights(1)[1], 7)
         assert snapshots.known_rows(key, files_of(store)) == []
 
 
@@ -189,7 +200,7 @@ def test_workers_on_ray_embed_only_what_is_new(
     reports = []
     growing.write("b", 40, 1)
     for name in ("c", "a", None):
-        pool = EmbedPool(workshop.workers, workshop.encoder, growing.ingested(), snapshots.root)
+        pool = EmbedPool(workshop.workers, workshop.encoder, growing.ingested(), snapshots)
         reports.append(pool.embed(pool.key(sha256), uri).num_rows_embedded)
         pool.shutdown()
         if name is not None:

@@ -39,7 +39,7 @@ def request_of_all(tmp_path_factory: pytest.TempPathFactory) -> SearchRequest:
     for chunk in range(key.num_chunks):
         store.write_chunk(key, chunk, rows[slice(*key.rows_of(chunk))])
     identities = IdentityTable.from_ids(made.identity_ids_N)
-    return SearchRequest(store.root, key, identities, np.arange(ROWS), K)
+    return SearchRequest(store, key, identities, np.arange(ROWS), K)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def living() -> list[psutil.Process]:
 def test_any_number_of_shards_gives_the_same_groups(request_of_all, blocks):
     request = request_of_all
     config = SelectionConfig(groups_per_round=100, num_candidates=K)
-    embeddings = SnapshotStore(request.snapshot_root).open(request.key)
+    embeddings = request.snapshots.open(request.key)
 
     def groups(found: Candidates):
         def find(anchors, k):
@@ -175,7 +175,7 @@ def test_a_block_that_kills_every_shard_is_given_up(request_of_all, blocks, monk
 
 
 def test_a_shard_maps_only_its_rows_and_finds_damage_there(request_of_all, tmp_path):
-    store = SnapshotStore(request_of_all.snapshot_root)
+    store = request_of_all.snapshots
     whole = store.open(request_of_all.key)
     part = store.open(request_of_all.key, range(750, 1500))
     assert part.nbytes == 750 * DIM * 4
@@ -197,7 +197,7 @@ def test_what_a_shard_raises_keeps_its_class(request_of_all, monkeypatch):
         return np.zeros((ROWS, DIM), np.float32)
 
     monkeypatch.setattr(SnapshotStore, "open", damaged)  # of this process
-    gone = replace(request_of_all, snapshot_root=request_of_all.snapshot_root / "gone")
+    gone = replace(request_of_all, snapshots=SnapshotStore(request_of_all.snapshots.root / "gone"))
     monkeypatch.setattr("miner.index.candidate_search.check_embeddings", lambda rows: None)
     with pytest.raises(SnapshotError, match=r"chunk [02] of 5 .* is missing"):
         on_shards(gone, 2)
@@ -219,7 +219,7 @@ def test_more_shards_than_rows_are_as_many_as_rows(tmp_path):
     for chunk in (0, 1):
         store.write_chunk(key, chunk, rows[slice(*key.rows_of(chunk))])
     identities = IdentityTable.from_ids(np.array([0, 0, 1], np.int32))
-    request = SearchRequest(tmp_path, key, identities, np.arange(3), 5)
+    request = SearchRequest(store, key, identities, np.arange(3), 5)
     found = on_shards(request, 4)
     assert found.index["num_shards"] == 3
     assert_same(found.candidates, search(request, IndexConfig(), 1).candidates)

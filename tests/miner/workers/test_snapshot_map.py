@@ -204,7 +204,7 @@ def test_a_disk_that_cannot_read_rows_is_an_error(store, monkeypatch):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     write(store, *range(4))
-    monkeypatch.setattr("miner.workers.snapshot.FileIO", BadDisk)
+    monkeypatch.setattr("miner.workers.snapshot.chunk_files.FileIO", BadDisk)
     assert store.missing_chunks(KEY) == [0, 1, 2, 3]
     with pytest.raises(SnapshotError, match=r"chunk 0 of 4 .* does not match its digest"):
         store.open(KEY)

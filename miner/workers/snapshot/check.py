@@ -8,22 +8,36 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-from miner.workers.snapshot import KEY_FILE, ChunkReceipt, SnapshotKey, SnapshotStore
+from miner.workers.snapshot.keys import KEY_FILE, ChunkReceipt, SnapshotKey
+from miner.workers.snapshot.local import SnapshotStore
+from miner.workers.snapshot.object_check import check_objects
+from miner.workers.snapshot.object_store import ObjectSnapshots
+from miner.workers.snapshot.place import Snapshots
 
-__all__ = ["check_snapshot", "snapshot_folders"]
+__all__ = ["check_folder", "check_snapshots"]
 
 _RECEIPT = re.compile(r"chunk-(\d{8})\.json")
 
 
-def snapshot_folders(root: Path) -> list[Path]:
-    """The folders of a store's snapshots, by name."""
-    return sorted(path.parent for path in root.glob(f"*/{KEY_FILE}"))
+def check_snapshots(snapshots: Snapshots, *, hash_rows: bool = True) -> tuple[int, list[str]]:
+    """The number of snapshots, and one line per problem of theirs.
+
+    Args:
+        snapshots: In a folder or an object store.
+        hash_rows: Otherwise the rows are there, which is all that is known.
+
+    Cost: O(bytes of the snapshots), or their receipts.
+    """
+    if isinstance(snapshots, ObjectSnapshots):
+        return check_objects(snapshots, hash_rows=hash_rows)
+    root = snapshots.scratch
+    folders = sorted(path.parent for path in root.glob(f"*/{KEY_FILE}"))
+    return len(folders), [p for f in folders for p in check_folder(f, hash_rows=hash_rows)]
 
 
-def check_snapshot(folder: Path, *, hash_rows: bool = True) -> Iterator[str]:
+def check_folder(folder: Path, *, hash_rows: bool = True) -> Iterator[str]:
     """One line per problem of one snapshot; none if all is well, or if it is deleted meanwhile.
 
     Args:
@@ -45,7 +59,7 @@ def _problems(folder: Path, *, hash_rows: bool) -> Iterator[str]:
     try:
         text = path.read_bytes()
         key = SnapshotKey(**json.loads(text))
-        is_right = key.digest == folder.name and text == json.dumps(asdict(key), indent=1).encode()
+        is_right = key.digest == folder.name and text == key.encode()
     except (OSError, ValueError, TypeError) as exc:
         yield f"{path} cannot be read: {exc}; delete the folder, it is embedded again"
         return
@@ -76,6 +90,6 @@ def _receipt_problem(path: Path, key: SnapshotKey, chunk: int) -> str | None:
         fits = size >= key.rows_of(chunk)[1] * receipt.row_bytes
     except (OSError, ValueError, TypeError, AssertionError) as exc:
         return f"cannot be used: {exc}"
-    if text != json.dumps(asdict(receipt)).encode() or receipt.chunk != chunk:
+    if text != receipt.encode() or receipt.chunk != chunk:
         return "is not as it was written"
     return None if fits else "is for rows that are not there"
