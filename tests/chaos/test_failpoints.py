@@ -24,7 +24,10 @@ import miner
 from miner.app.accepted import read_accepted
 from miner.failpoints import FAILPOINTS, WRITE_POINTS
 from miner.rounds import RoundLog
+from miner.rounds.archive import Archive
+from miner.rounds.restore import restore_log
 from miner.serving.difficulty import read_difficulties
+from miner.serving.run_archive import RunArchive
 from miner.serving.runs import RunStore
 from miner.workers.snapshot import SnapshotStore
 from tests.chaos import one_life
@@ -93,7 +96,7 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> Lives:
 
 @pytest.mark.parametrize("case", CASES)
 def test_after_any_failure_the_promises_hold_and_a_new_life_succeeds(
-    case: str, lives: Lives
+    case: str, lives: Lives, tmp_path: Path
 ) -> None:
     remains = lives.of(case)
     if "error" in case:
@@ -111,6 +114,7 @@ def test_after_any_failure_the_promises_hold_and_a_new_life_succeeds(
     check_snapshot(remains)
     check_losses(remains)
 
+    check_restored(remains, lives, tmp_path / "another disk")
     make_uploads_old(remains)
     answers: list[list[Any]] = []
     one_life.live(remains.root, lambda *answer: answers.append(list(answer)))
@@ -123,6 +127,7 @@ def test_after_any_failure_the_promises_hold_and_a_new_life_succeeds(
     check_losses(after)
     check_served(after, lives)
     check_tidy(after)
+    check_restored(after, lives, tmp_path / "a third disk")
 
 
 def make_uploads_old(remains: Remains) -> None:
@@ -158,6 +163,20 @@ def check_run(remains: Remains, lives: Lives) -> None:
         assert all(read[step] == digest for step, digest in told)
         committed = [step for (step,) in remains.told("committed")]
         assert runs.get("new").committed_step >= max(committed, default=0)
+
+
+def check_restored(remains: Remains, lives: Lives, root: Path) -> None:
+    """P5 and P6 when the disk is lost: what was sealed, sent and committed is in the archive."""
+    log = restore_log(root / "log", Archive(one_life.objects_of(remains.root)))
+    archive = RunArchive(one_life.objects_of(remains.root))
+    RunStore(root / "log", STRIDE_STEPS, archive).restore()
+    restored = Remains(root, remains.answers, remains.ending)
+    check_log(restored)
+    check_run(restored, lives)
+    here = RoundLog(remains.root / "log")
+    for round_id in set(here.sealed_ids()) & set(log.sealed_ids()):
+        assert log.manifest(round_id).sha256 == here.manifest(round_id).sha256
+    assert set(here.sealed_ids()) <= {*log.sealed_ids(), *log.expired_ids()}
 
 
 def check_accepted(remains: Remains) -> None:
