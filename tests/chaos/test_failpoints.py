@@ -55,6 +55,12 @@ CASES = [
 ]
 
 
+GOES_ON = ("archive.remove.begin",)
+"""An error there is logged and passed over."""
+NOT_RESTORED_YET = 4
+"""The newest round on the disk until the archive's has been brought."""
+
+
 @dataclass(frozen=True)
 class Remains:
     """What one life left."""
@@ -102,13 +108,14 @@ def test_after_any_failure_the_promises_hold_and_a_new_life_succeeds(
     if "error" in case:
         assert remains.ending == 0, remains.answers[-3:]
         assert remains.told("lived")
-        assert len(remains.told("refused")) == 1, (
+        is_told = not any(name in case for name in GOES_ON)
+        assert len(remains.told("refused")) == is_told, (
             "the point was not passed, or never recovered from"
         )
     else:
         assert remains.ending == signal.SIGKILL, "the point was not passed"
         assert not remains.told("lived")
-    check_log(remains)
+    check_log(remains, NOT_RESTORED_YET)
     check_run(remains, lives)
     check_accepted(remains)
     check_snapshot(remains)
@@ -135,13 +142,13 @@ def make_uploads_old(remains: Remains) -> None:
         os.utime(path, (1.0, 1.0))
 
 
-def check_log(remains: Remains) -> None:
+def check_log(remains: Remains, oldest_newest: int = 5) -> None:
     """P5: sealed rounds are there, whole, and what they were made of; P6: none is lost."""
     log = RoundLog(remains.root / "log")
     assert log.verify() == []
     sealed = log.sealed_ids()
     assert {1, 2, 3} & set(sealed) >= {3}, "the round of the run that was opened before"
-    assert sealed[-1] in (5, 6, 7)
+    assert oldest_newest <= sealed[-1] <= 7
     for round_id in sealed:
         seeds = (round_id, 6)  # one that was refused and was there all the same is sealed again
         made = [bytes_of(toy_groups(one_life.NUM_GROUPS, seed)) for seed in seeds]
