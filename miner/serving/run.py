@@ -3,6 +3,7 @@
 <root>/runs/<run_id>/RUN.json       parameters
 <root>/runs/<run_id>/plan.jsonl     strides, each with its checksum; also the run's lock
 <root>/runs/<run_id>/COMMITTED      the committed step, once there is one
+<root>/runs/<run_id>/DAMAGED        why it is not served, if it does not fit its archive
 
 open --plan--> planned further and further; never changed, never closed
 
@@ -44,8 +45,9 @@ from miner.serving.plan import (
 )
 from miner.serving.run_archive import RunArchive
 
-__all__ = ["MAX_STRIDES_AHEAD", "Run"]
+__all__ = ["DAMAGED_FILE", "MAX_STRIDES_AHEAD", "Run"]
 
+DAMAGED_FILE = "DAMAGED"
 MAX_STRIDES_AHEAD = 64
 _CLOCKS_APART_S = time.time() - time.monotonic()
 _STEPS_IN_MEMORY = 32_768  # of 24 bytes each; all ranks that resume read the same ones
@@ -67,6 +69,8 @@ class Run:
         self._index: list[tuple[int, int, int]] = []  # (first step, round id, offset) of each
         self._last: Stride | None = None
         self._stride = lru_cache(max(8, _STEPS_IN_MEMORY // stride_steps))(self._load_stride)
+        if (folder / DAMAGED_FILE).exists():
+            raise DamagedRunError((folder / DAMAGED_FILE).read_text("utf-8"))
         path = folder / "RUN.json"
         try:
             self.parameters = RunParameters(**decode_object(path.read_bytes(), RUN_KEYS))
@@ -180,8 +184,12 @@ class Run:
             raise self._differs(f"it is archived with {parameters}")
         with self._exclusive() as descriptor:
             archived = archive.first_steps(run_id)
-            both = [entry for entry in self._index if entry[0] in set(archived)]
-            for _, _, offset in (*self._index[len(both) :], *both[-1:]):
+            there = set(archived)
+            both = [entry for entry in self._index if entry[0] in there]
+            ahead = [entry for entry in self._index if entry[0] not in there]
+            if ahead and archived and ahead[0][0] < archived[-1]:
+                raise self._differs(f"step {ahead[0][0]} is planned otherwise there")
+            for _, _, offset in (*both[-1:], *ahead):
                 stride = Stride.from_json(self._journal.read(offset))
                 if archive.decide(run_id, stride) != stride:
                     raise self._differs(f"step {stride.first_step} is planned otherwise there")
@@ -190,11 +198,11 @@ class Run:
                 if stride.first_step != self.planned_steps:
                     raise self._differs(f"step {self.planned_steps} is missing there")
                 self._add(self._journal.append(descriptor, stride.to_json()), stride)
-            here, there = self.committed_step, archive.committed_step(run_id)
-            if here < there:
-                replace_file(self._folder / "COMMITTED", encode_number(there))
-            elif there < here:
-                archive.commit(run_id, here)
+            committed, noted = self.committed_step, archive.committed_step(run_id)
+            if committed < noted:
+                replace_file(self._folder / "COMMITTED", encode_number(noted))
+            elif noted < committed:
+                archive.commit(run_id, committed)
 
     def needed_rounds(self) -> set[int]:
         """Rounds that feed steps from the committed one on, and the one being continued.

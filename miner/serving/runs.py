@@ -23,9 +23,9 @@ from miner.errors import (
 )
 from miner.failpoints import reach
 from miner.rounds.checked import encode_object
-from miner.rounds.durable import locked, publish_folder, sync_folder, write_file
+from miner.rounds.durable import locked, publish_folder, replace_file, sync_folder, write_file
 from miner.serving.plan import RunParameters
-from miner.serving.run import MAX_STRIDES_AHEAD, Run
+from miner.serving.run import DAMAGED_FILE, MAX_STRIDES_AHEAD, Run
 from miner.serving.run_archive import RunArchive
 
 __all__ = ["MAX_STRIDES_AHEAD", "Run", "RunParameters", "RunStore"]
@@ -78,7 +78,7 @@ class RunStore:
                 self._unsettled.add(params.run_id)
         run = self.get(params.run_id)
         if self._archive is not None and params.run_id in self._unsettled:
-            run.settle(self._archive)  # another server may have opened and planned it
+            self._settle(run, self._archive)  # another server may have opened and planned it
             self._unsettled.discard(params.run_id)
         given, kept = asdict(params), asdict(run.parameters)
         differences = [f"{k}={given[k]!r} ({kept[k]!r})" for k in given if given[k] != kept[k]]
@@ -106,7 +106,7 @@ class RunStore:
     def restore(self) -> None:
         """Bring every run and all that is planned of it from the archive, and put what it lacks.
 
-        A run that is damaged, here or there, is left out, and logged.
+        A run that is damaged, here or there, is marked so and logged; others go on.
 
         Raises:
             DiskError: If disk or archive refuse.
@@ -119,7 +119,8 @@ class RunStore:
                 with self._exclusive():
                     if not folder.exists():
                         self._create(folder, archive.parameters(run_id))
-                self.get(run_id).settle(archive)
+                (folder / DAMAGED_FILE).unlink(missing_ok=True)
+                self._settle(self.get(run_id), archive)
             except DamagedRunError as exc:
                 text = "run %s cannot be restored and is left out: %s"
                 logger.error(text, run_id, exc, extra={"run": run_id})
@@ -146,6 +147,16 @@ class RunStore:
         runs = [self.get(run_id) for run_id in self._names()]
         live = [run for run in runs if run.idle_s() <= idle_run_s]
         return set().union(*(run.needed_rounds() for run in live))
+
+    def _settle(self, run: Run, archive: RunArchive) -> None:
+        """As `Run.settle`; a run that does not fit its archive is not served, also after that."""
+        try:
+            run.settle(archive)
+        except DamagedRunError as exc:
+            run_id = run.parameters.run_id
+            replace_file(self._folder / run_id / DAMAGED_FILE, str(exc).encode())
+            self._runs.pop(run_id, None)
+            raise
 
     def _names(self) -> list[str]:
         try:

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from moto.server import ThreadedMotoServer
-
 from miner.rounds.objects import Objects
 
 BUCKET = "archive"
@@ -34,6 +32,8 @@ class UnsteadyS3:
     """
 
     def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer  # of seconds
+
         self._store = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self._store.start()
         self._port = self._store.get_host_and_port()[1]
