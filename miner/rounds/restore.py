@@ -10,7 +10,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from miner.errors import RoundLogError
+from miner.errors import DamagedRoundError, RoundLogError
 from miner.failpoints import reach
 from miner.rounds.archive import Archive, ArchivedRound, Entry
 from miner.rounds.checked import encode_object
@@ -18,7 +18,7 @@ from miner.rounds.durable import locked, publish_folder, replace_file, write_fil
 from miner.rounds.expire import expire_rounds
 from miner.rounds.log import MANIFEST_FILE, RoundLog
 
-__all__ = ["adopt_rounds", "restore_log", "two_histories"]
+__all__ = ["adopt_newest", "adopt_rounds", "restore_log", "two_histories"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +45,24 @@ def restore_log(root: Path, archive: Archive) -> RoundLog:
                 text = encode_object({"schema_version": 1, "log_id": entry.log_id})
                 replace_file(path, text)
             log = RoundLog(root)
-            adopt_rounds(log, archive, entry)
+            adopt_newest(log, archive)
     except OSError as exc:
         raise RoundLogError(f"the round log in {root} cannot be restored: {exc}") from exc
     return log
+
+
+def adopt_newest(log: RoundLog, archive: Archive) -> Entry:
+    """As `adopt_rounds` with the newest entry, also while a writer lets rounds expire."""
+    entry = archive.newest(log.log_id)
+    while True:
+        try:
+            adopt_rounds(log, archive, entry)
+        except DamagedRoundError:
+            before, entry = entry, archive.newest(log.log_id)
+            if entry == before:
+                raise
+        else:
+            return entry
 
 
 def adopt_rounds(log: RoundLog, archive: Archive, entry: Entry) -> None:

@@ -8,7 +8,7 @@ from miner.errors import RoundLogError, StaleWriterError
 from miner.rounds.archive import Archive, ArchivedRound, Entry
 from miner.rounds.archive_writer import ArchiveWriter
 from miner.rounds.log import MANIFEST_FILE, RoundLog
-from miner.rounds.restore import adopt_rounds, two_histories
+from miner.rounds.restore import adopt_newest, two_histories
 
 __all__ = ["take_over"]
 
@@ -29,8 +29,7 @@ def take_over(log: RoundLog, archive: Archive, generation: int) -> ArchiveWriter
     Cost: the bytes of the rounds that one of the two lacks.
     """
     for _ in range(_CLAIMS):
-        entry = archive.newest(log.log_id)
-        adopt_rounds(log, archive, entry)
+        entry = adopt_newest(log, archive)
         generation = max(generation, entry.generation + 1)
         writer = ArchiveWriter(archive, generation, entry)
         places = {i: _put_round(log, writer, i) for i in _unknown_rounds(log, archive, entry)}

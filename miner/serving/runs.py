@@ -103,16 +103,20 @@ class RunStore:
                 self._runs[run_id] = Run(self._folder / run_id, self.stride_steps, self._archive)
             return self._runs[run_id]
 
-    def restore(self) -> None:
+    def restore(self) -> list[str]:
         """Bring every run and all that is planned of it from the archive, and put what it lacks.
 
         A run that is damaged, here or there, is marked so and logged; others go on.
+
+        Returns:
+            What is wrong with each of those.
 
         Raises:
             DiskError: If disk or archive refuse.
         """
         archive = self._archive
         assert archive is not None, "there is no archive"
+        problems = []
         for run_id in sorted({*archive.run_ids(), *self._names()}):
             folder = self._folder / run_id
             try:
@@ -124,6 +128,8 @@ class RunStore:
             except DamagedRunError as exc:
                 text = "run %s cannot be restored and is left out: %s"
                 logger.error(text, run_id, exc, extra={"run": run_id})
+                problems.append(str(exc))
+        return problems
 
     def all(self) -> list[Run]:
         """Every sound run, by id; a damaged one is left out, and logged once."""
