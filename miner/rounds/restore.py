@@ -13,7 +13,7 @@ from pathlib import Path
 from miner.errors import DamagedRoundError, RoundLogError
 from miner.failpoints import reach
 from miner.rounds.archive import Archive, ArchivedRound, Entry
-from miner.rounds.checked import encode_object
+from miner.rounds.checked import encode_number, encode_object
 from miner.rounds.durable import locked, publish_folder, replace_file, write_file
 from miner.rounds.expire import expire_rounds
 from miner.rounds.log import MANIFEST_FILE, RoundLog
@@ -45,6 +45,8 @@ def restore_log(root: Path, archive: Archive) -> RoundLog:
                 text = encode_object({"schema_version": 1, "log_id": entry.log_id})
                 replace_file(path, text)
             log = RoundLog(root)
+            if not (root / "GENERATION").exists():
+                replace_file(root / "GENERATION", encode_number(entry.generation))
             adopt_newest(log, archive)
     except OSError as exc:
         raise RoundLogError(f"the round log in {root} cannot be restored: {exc}") from exc

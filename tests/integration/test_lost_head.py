@@ -11,12 +11,12 @@ from miner.embedding.weights import initial_weights
 from miner.rounds import RoundLog
 from tests.integration.loop import Loop, wait_until
 from tests.miner.rounds.loopback_s3 import UnsteadyS3
-from trainer.feed import Batch, MinerClient, TripletFeed
+from trainer.feed import MinerClient, TripletBatch, TripletFeed
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def read(loop: Loop, first_step: int, num_steps: int) -> list[Batch]:
+def read(loop: Loop, first_step: int, num_steps: int) -> list[TripletBatch]:
     feed = TripletFeed(
         loop.address,
         run_id="run",
@@ -29,6 +29,7 @@ def read(loop: Loop, first_step: int, num_steps: int) -> list[Batch]:
         return list(feed)
 
 
+@pytest.mark.long
 def test_a_head_that_lost_its_folder_serves_every_step_as_before(
     loop: Loop, s3: UnsteadyS3, folder: str
 ) -> None:
