@@ -12,7 +12,7 @@ from pathlib import Path
 
 from miner.errors import DamagedRoundError, RoundLogError
 from miner.failpoints import reach
-from miner.rounds.archive import Archive, ArchivedRound, Entry
+from miner.rounds.archive import Archive, Entry
 from miner.rounds.checked import encode_number, encode_object
 from miner.rounds.durable import locked, publish_folder, replace_file, write_file
 from miner.rounds.expire import expire_rounds
@@ -91,11 +91,14 @@ def adopt_rounds(log: RoundLog, archive: Archive, entry: Entry) -> None:
     if not entry.expired_ids <= known or entry.expired_ids & set(sealed):
         expire_rounds(log, entry.expired_ids)
     for round_id in sorted(entry.rounds.keys() - known - set(sealed)):
-        _bring(log, archive, round_id, entry.rounds[round_id])
+        _bring(log, archive, entry, round_id)
 
 
-def _bring(log: RoundLog, archive: Archive, round_id: int, place: ArchivedRound) -> None:
+def _bring(log: RoundLog, archive: Archive, entry: Entry, round_id: int) -> None:
+    place, before = entry.rounds[round_id], entry.rounds.get(round_id - 1)
     manifest, text = archive.manifest(place)
+    if before is not None and manifest.previous_sha256 != before.sha256:
+        raise archive.damaged(f"rounds/{place.folder}", f"it does not follow {before.sha256}")
     building = log.rounds_dir / f"{round_id:08d}.restored.building"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()

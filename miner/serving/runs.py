@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,8 @@ from miner.serving.run_archive import RunArchive
 __all__ = ["MAX_STRIDES_AHEAD", "Run", "RunParameters", "RunStore"]
 
 logger = logging.getLogger(__name__)
+
+RESTORED_AT_ONCE = 8
 
 
 class RunStore:
@@ -116,8 +119,8 @@ class RunStore:
         """
         archive = self._archive
         assert archive is not None, "there is no archive"
-        problems = []
-        for run_id in sorted({*archive.run_ids(), *self._names()}):
+
+        def restore_one(run_id: str) -> str:
             folder = self._folder / run_id
             try:
                 with self._exclusive():
@@ -128,8 +131,12 @@ class RunStore:
             except DamagedRunError as exc:
                 text = "run %s cannot be restored and is left out: %s"
                 logger.error(text, run_id, exc, extra={"run": run_id})
-                problems.append(str(exc))
-        return problems
+                return str(exc)
+            return ""
+
+        run_ids = sorted({*archive.run_ids(), *self._names()})
+        with ThreadPoolExecutor(RESTORED_AT_ONCE) as threads:
+            return [problem for problem in threads.map(restore_one, run_ids) if problem]
 
     def all(self) -> list[Run]:
         """Every sound run, by id; a damaged one is left out, and logged once."""

@@ -279,6 +279,44 @@ def test_damage_in_the_archive_is_named_and_nothing_half_is_restored(
     assert content_of(restore_log(tmp_path / "b", archive)) == content_of(writer.log)
 
 
+def test_a_damaged_round_of_the_folder_comes_back_when_it_is_moved_away(
+    archive: Archive, tmp_path: Path
+) -> None:
+    writer = open_archived(tmp_path / "a", archive)
+    for _ in range(3):
+        seal_next(writer)
+    before = content_of(writer.log)
+    shutil.rmtree(writer.log.folder(2))
+    assert content_of(open_archived(tmp_path / "a", archive).log) == before
+
+
+def test_a_round_that_does_not_follow_the_one_before_is_damage(
+    archive: Archive, tmp_path: Path
+) -> None:
+    writer = open_archived(tmp_path / "a", archive)
+    seal_next(writer)
+    seal_next(writer)
+    other = Archive(Objects(f"file://{tmp_path}/other"))
+    other.newest(writer.log.log_id)
+    stranger = open_archived(tmp_path / "b", other)
+    seal_next(stranger, seed=50)
+    seal_next(stranger, seed=51)
+    assert writer._archive is not None
+    assert stranger._archive is not None
+    place = stranger._archive.entry.rounds[2]
+    folder = f"rounds/{place.folder}"
+    for key in other.objects.keys(folder):
+        archive.objects.put(
+            key.replace(place.folder, "00000002.g9-1"), other.objects.get(key) or b""
+        )
+    swapped = place._replace(folder="00000002.g9-1")
+    writer._archive.append(
+        lambda entry: entry.model_copy(update={"rounds": {**entry.rounds, 2: swapped}})
+    )
+    with pytest.raises(DamagedRoundError, match=r"00000002\.g9-1 .*does not follow"):
+        restore_log(tmp_path / "c", archive)
+
+
 def test_files_that_no_reader_needs_are_removed_and_no_others(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
