@@ -279,6 +279,23 @@ def test_damage_in_the_archive_is_named_and_nothing_half_is_restored(
     assert content_of(restore_log(tmp_path / "b", archive)) == content_of(writer.log)
 
 
+def test_a_fenced_writer_removes_nothing_that_a_newer_one_is_building(
+    archive: Archive, tmp_path: Path
+) -> None:
+    old = open_archived(tmp_path / "a", archive)
+    seal_next(old)
+    new = open_archived(tmp_path / "b", archive)
+    assert old._archive is not None
+    assert new._archive is not None
+    building = new._archive.new_folder(2)
+    new._archive.put(building, "chunk-00000.arrow", b"some groups")
+    old._archive.remove_leftovers()
+    assert archive.objects.keys(f"rounds/{building}") != []
+    newest = open_archived(tmp_path / "c", archive)
+    assert archive.objects.keys(f"rounds/{building}") == []
+    assert content_of(newest.log) == content_of(new.log)
+
+
 def test_a_damaged_round_of_the_folder_comes_back_when_it_is_moved_away(
     archive: Archive, tmp_path: Path
 ) -> None:
