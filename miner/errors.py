@@ -13,7 +13,7 @@ CoalfaceError
 ├── RoundLogError           the log cannot be written or read
 │   ├── DamagedRoundError   a sealed chunk or manifest does not match its digest
 │   ├── DamagedRunError     a run's parameters, plan or commit are not what was written
-│   ├── DiskError           the disk refuses, for now maybe: full, read-only, failing
+│   ├── DiskError           disk or archive refuse, for now maybe: full, read-only, away
 │   ├── RoundExpiredError   the round was removed by retention, or never existed
 │   └── StaleWriterError    a newer writer holds the log
 ├── RequestError            a client's request is malformed; names the field
@@ -122,7 +122,7 @@ class DamagedRunError(RoundLogError):
 
 
 class DiskError(RoundLogError):
-    """The disk refuses a read or a write; nothing has changed, and later the same may succeed."""
+    """Disk or archive refuse a read or a write, which may succeed if it is repeated later."""
 
 
 class RoundExpiredError(RoundLogError):

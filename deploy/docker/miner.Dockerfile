@@ -1,8 +1,8 @@
 # The miner, for GPUs by default: from the repository's root,
 #   docker build --file deploy/docker/miner.Dockerfile --tag registry.example/coalface-miner:0.1.0 .
-# --build-arg EXTRAS=cpu,cluster builds the one for CPUs.
+# --build-arg EXTRAS=cpu,cluster,archive builds the one for CPUs.
 FROM python:3.11.13-slim-bookworm AS build
-ARG EXTRAS=gpu,cluster
+ARG EXTRAS=gpu,cluster,archive
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/coalface

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from miner.app.accepted import AcceptedWeights, drop_older_copies, keep_copy
+from miner.app.archive import open_archive, open_runs
 from miner.app.cluster import joined_ray, reason_of, resolved, start_actor, told_of
 from miner.app.endpoint import ENDPOINT_FILE
 from miner.app.refresher import Refresher
@@ -35,6 +36,8 @@ from miner.errors import (
     WeightsRefusedError,
 )
 from miner.rounds import RoundLog, RoundWriter
+from miner.rounds.archive import Archive
+from miner.rounds.restore import restore_log
 from miner.serving.backend import RefreshState
 from miner.serving.binding import check_binding, check_files
 from miner.workers.embed import EmbedPool
@@ -63,18 +66,27 @@ def run_service(config: MinerConfig) -> None:
     check_binding(config.serving, config.metrics)
     check_files(config.serving)
     config.state_dir.mkdir(parents=True, exist_ok=True)
+    archive = open_archive(config.rounds)
+    if archive is not None:
+        restore_log(config.state_dir, archive)
     ingest(config.dataset, config.store_path)
     catalog = RowStore.open(config.store_path).catalog
     _require_same_dataset(RoundLog(config.state_dir), catalog)
     # In this order: Ray's own SIGTERM handler ends the driver without draining.
     with joined_ray(config), _stop_on_signals() as stop:
-        _Service(config, catalog, stop).run()
+        _Service(config, catalog, stop, archive).run()
 
 
 class _Service:
     """What one ``serve`` holds together."""
 
-    def __init__(self, config: MinerConfig, catalog: Catalog, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        config: MinerConfig,
+        catalog: Catalog,
+        stop: threading.Event,
+        archive: Archive | None = None,
+    ) -> None:
         self._stop = stop
         self._config = config = resolved(config)
         self._log = RoundLog(config.state_dir)
@@ -91,7 +103,7 @@ class _Service:
         self._refresher = Refresher(
             config=config,
             catalog=catalog,
-            writer=RoundWriter.open(self._log, config.rounds),
+            writer=RoundWriter.open(self._log, config.rounds, archive),
             pool=self._pool,
             snapshots=self._snapshots,
             show=self._show,
@@ -100,6 +112,8 @@ class _Service:
 
     def run(self) -> None:
         try:
+            if self._config.rounds.archive_uri is not None:
+                open_runs(self._config).restore()
             if self._log.newest() is None:
                 self._refresher.refresh(None)
             self._actor = start_actor(self._config, self._log.log_id)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from miner.app.accepted import AcceptedWeights, copies_folder, read_accepted, write_accepted
+from miner.app.archive import open_runs
 from miner.app.live import LiveRound
 from miner.app.schedule import Work
 from miner.config import MinerConfig
@@ -31,7 +32,6 @@ from miner.rounds import RoundLog
 from miner.serving.backend import RefreshState
 from miner.serving.metrics.endpoint import MetricsEndpoint
 from miner.serving.queries import LiveSnapshot
-from miner.serving.runs import RunStore
 from miner.serving.server import MiningServer, start_server
 from miner.workers.snapshot import open_snapshots
 
@@ -66,7 +66,7 @@ class MiningServiceActor:
         set_up_worker_logs(log_format, "serving")
         self._config = config
         self._log = RoundLog(config.state_dir)
-        self._runs = RunStore(config.state_dir, config.serving.stride_steps)
+        self._runs = open_runs(config)
         self._refresh = RefreshState()
         self._weights = read_accepted(config.state_dir)
         self._request_id = ""

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miner.app.accepted import copies_folder, read_accepted
+from miner.app.archive_check import check_archive
 from miner.data.check import check_store
 from miner.errors import CoalfaceError, SnapshotError
 from miner.rounds import RoundLog
+from miner.rounds.archive import Archive
 from miner.rounds.check import check_log
+from miner.rounds.objects import Objects
 from miner.serving.plan_check import check_run, run_folders
 from miner.workers.snapshot import open_snapshots
 from miner.workers.snapshot.check import check_snapshots
@@ -37,9 +40,12 @@ def verify_state(
     store_dir: Path | None = None,
     snapshots_dir: str | None = None,
     *,
+    archive_uri: str | None = None,
     quick: bool = False,
 ) -> Iterator[CheckedPart]:
     """Check log, run plans, row store, snapshots and accepted weights, as far as they are there.
+
+    An archive is restored into the temporary folder, and checked there.
 
     What a service removes meanwhile is passed over; what cannot be read is a problem.
 
@@ -65,6 +71,9 @@ def verify_state(
         runs = run_folders(state_dir)
         problems = [problem for run in runs for problem in check_run(run, log)]
         yield CheckedPart(_count(len(runs), "run"), problems)
+    if archive_uri is not None:
+        problems = list(check_archive(state_dir, Archive(Objects(archive_uri))))
+        yield CheckedPart("archive", problems)
     store = store_dir or state_dir / "store"
     if store_dir is not None or store.exists():
         yield CheckedPart("row store", list(check_store(store, hash_files=not quick)))

@@ -19,6 +19,10 @@ def verify(
         str | None,
         typer.Option("--snapshots", help="Path or URI of the snapshots, if not in state_dir."),
     ] = None,
+    archive_uri: Annotated[
+        str | None,
+        typer.Option("--archive", help="Also restore this archive somewhere, and check that."),
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Skip the content of chunks, samples, snapshots, weights."),
@@ -31,7 +35,9 @@ def verify(
     from miner.app.verify import verify_state
 
     num_problems, checked = 0, []
-    for part in verify_state(state_dir, store_dir, snapshots_dir, quick=quick):
+    for part in verify_state(
+        state_dir, store_dir, snapshots_dir, archive_uri=archive_uri, quick=quick
+    ):
         checked.append(part.what)
         num_problems += len(part.problems)
         for problem in part.problems:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from miner.core.config import SelectionConfig
 from miner.index.config import IndexConfig
@@ -32,6 +39,13 @@ class MineConfig(BaseModel):
         "be an anchor is one: an offline round is used for a whole epoch.",
     )
     rounds: RoundsConfig = RoundsConfig()
+
+    @field_validator("rounds")
+    @classmethod
+    def _no_archive(cls, rounds: RoundsConfig) -> RoundsConfig:
+        if rounds.archive_uri is not None:
+            raise ValueError("archive_uri is for a service: copy the folder of offline rounds")
+        return rounds
 
     def for_samples(self, identities: IdentityTable) -> MineConfig:
         """These settings with `selection.groups_per_round` filled in, if it is not set."""

@@ -27,7 +27,7 @@ def check_log(log: RoundLog, *, hash_chunks: bool = True) -> Iterator[str]:
     except (CoalfaceError, OSError) as exc:
         yield str(exc)
         return
-    expired_meanwhile = (set(before) - set(log.sealed_ids())) & _expired(log)
+    expired_meanwhile = (set(before) - set(log.sealed_ids())) & log.expired_ids()
     folders = [str(log.folder(round_id)) for round_id in expired_meanwhile]
     for problem in problems:
         if not any(folder in problem for folder in folders):
@@ -35,7 +35,7 @@ def check_log(log: RoundLog, *, hash_chunks: bool = True) -> Iterator[str]:
 
 
 def _file_problems(log: RoundLog) -> Iterator[str]:
-    sealed, expired = set(log.sealed_ids()), _expired(log)
+    sealed, expired = set(log.sealed_ids()), log.expired_ids()
     path = log.root / "EXPIRED.json"
     if path.exists():
         if wrong := sealed & expired:
@@ -58,7 +58,3 @@ def _generation_problems(path: Path, log: RoundLog, sealed: set[int]) -> Iterato
     else:
         if generation < newest:
             yield f"{path} says {generation}, but a round was sealed by generation {newest}"
-
-
-def _expired(log: RoundLog) -> set[int]:
-    return {i for first, last in log.expired_ranges() for i in range(first, last + 1)}

@@ -24,3 +24,10 @@ class RoundsConfig(BaseModel):
         description="Newest rounds to keep, beside those that a live run still needs. At least 2: "
         "a run may be planning on the newest while the next one is sealed.",
     )
+    archive_uri: str | None = Field(
+        default=None,
+        description="Where rounds and run plans are kept beside the state folder, as "
+        "`s3://bucket/folder`: a service that lost the folder goes on from there, and of two "
+        "services one seals. The store must refuse to put an object over another. None: the "
+        "folder alone, which then must outlive the machine.",
+    )

@@ -115,6 +115,10 @@ class RoundLog:
         except OSError as exc:
             raise DiskError(f"{path} cannot be read for now: {exc}") from exc
 
+    def expired_ids(self) -> set[int]:
+        """The rounds of `expired_ranges`."""
+        return {i for first, last in self.expired_ranges() for i in range(first, last + 1)}
+
     def manifest(self, round_id: int) -> RoundManifest:
         """What is written about a round.
 
@@ -151,8 +155,7 @@ class RoundLog:
         """
         problems: list[str] = []
         sealed = self.sealed_ids()
-        expired = self.expired_ranges()
-        known = set(sealed) | {i for first, last in expired for i in range(first, last + 1)}
+        known = set(sealed) | self.expired_ids()
         problems += [
             f"{self.folder(i)} is missing, and retention did not remove it"
             for i in range(1, max(sealed, default=0))

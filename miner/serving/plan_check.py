@@ -13,6 +13,7 @@ from miner.rounds import RoundLog
 from miner.rounds.checked import decode_number, decode_object
 from miner.rounds.journal import Journal, is_record
 from miner.serving.plan import RUN_KEYS, RunParameters, Stride
+from miner.serving.run import DAMAGED_FILE
 
 __all__ = ["check_run", "run_folders"]
 
@@ -32,6 +33,9 @@ def check_run(folder: Path, log: RoundLog) -> Iterator[str]:
 
     Cost: O(bytes of the plan), and a manifest per round that it names.
     """
+    damage = folder / DAMAGED_FILE
+    if damage.exists():
+        yield f"{damage}: {damage.read_text('utf-8')}"
     path = folder / "RUN.json"
     try:
         parameters = RunParameters(**decode_object(path.read_bytes(), RUN_KEYS))

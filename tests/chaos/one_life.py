@@ -36,9 +36,12 @@ from miner.core.permutation import group_order
 from miner.data import RowStore
 from miner.errors import CoalfaceError
 from miner.rounds import RoundLog, RoundsConfig, RoundWriter
+from miner.rounds.archive import Archive
+from miner.rounds.objects import Objects
 from miner.serving.assemble import BatchAssembler
 from miner.serving.difficulty import DifficultyBook
 from miner.serving.metrics.meters import ServingMeters
+from miner.serving.run_archive import RunArchive
 from miner.serving.runs import Run, RunParameters, RunStore
 from miner.serving.streams import StreamSource, TripletStream
 from miner.serving.uploads import received
@@ -84,14 +87,27 @@ def stream(run: Run, log: RoundLog, rank: int = 0, world_size: int = 1) -> list[
     return asyncio.run(read())
 
 
+def objects_of(root: Path) -> Objects:
+    """The archive of a life lies beside its state, and is copied with it."""
+    return Objects(f"file://{root}/archive")
+
+
+def runs_of(root: Path) -> RunStore:
+    return RunStore(root / "log", STRIDE_STEPS, RunArchive(objects_of(root)))
+
+
 def make_template(root: Path) -> None:
-    """A miner that has lived before: rounds, a run, weights, embeddings, losses."""
+    """A miner that has lived before: rounds, a run, weights, embeddings, losses.
+
+    Its disk is older than its archive: the newest round is there alone.
+    """
     make_folder(root, num_rounds=3, num_groups=NUM_GROUPS)
     state = root / "log"
-    run, _ = RunStore(state, STRIDE_STEPS).open(RunParameters("before", BATCH_ROWS))
+    run, _ = runs_of(root).open(RunParameters("before", BATCH_ROWS))
     stream(run, RoundLog(state))
     for number in (4, 5):
         seal(root, lambda *_: None, number)
+    shutil.rmtree(RoundLog(state).folder(5))
     (state / "rounds" / "00000006.g1.building").mkdir()
     old = sha256(OLD_WEIGHTS).hexdigest()
     copy = keep_copy(state, OLD_WEIGHTS, old)
@@ -104,7 +120,8 @@ def make_template(root: Path) -> None:
 
 def seal(root: Path, say: Say, round_id: int = 6) -> None:
     log = RoundLog(root / "log")
-    writer = RoundWriter.open(log, RoundsConfig(chunk_groups=CHUNK_GROUPS))
+    archive = Archive(objects_of(root))
+    writer = RoundWriter.open(log, RoundsConfig(chunk_groups=CHUNK_GROUPS), archive)
     say("generation", writer.generation)
     if writer.next_round_id <= round_id:
         store = RowStore.open(root / "store")
@@ -115,13 +132,13 @@ def seal(root: Path, say: Say, round_id: int = 6) -> None:
 
 def retain(root: Path, say: Say) -> None:
     log = RoundLog(root / "log")
-    needed = RunStore(root / "log", STRIDE_STEPS).needed_rounds(idle_run_s=3600)
-    writer = RoundWriter.open(log)
+    needed = runs_of(root).needed_rounds(idle_run_s=3600)
+    writer = RoundWriter.open(log, archive=Archive(objects_of(root)))
     say("retained", writer.retain(2, needed))
 
 
 def plan(root: Path, say: Say) -> None:
-    run, _ = RunStore(root / "log", STRIDE_STEPS).open(RunParameters("new", BATCH_ROWS))
+    run, _ = runs_of(root).open(RunParameters("new", BATCH_ROWS))
     say("opened", "new")
     for step, digest in stream(run, RoundLog(root / "log")):
         say("batch", step, digest)

@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.integration.loop import Loop
+from tests.miner.rounds.s3_fixtures import folder, one_s3, s3
+
+__all__ = ["folder", "one_s3", "s3"]
 
 NUM_IDENTITIES, SAMPLES = 48, 6
 

@@ -27,6 +27,7 @@ class Loop:
     port: int = 0
     selection: dict[str, Any] = field(default_factory=dict)
     chunk_rows: int = 64
+    archive_uri: str | None = None
     _miner: ProcessTree | None = field(default=None, init=False)
 
     @property
@@ -118,6 +119,7 @@ class Loop:
             },
             "selection": {"groups_per_round": 48, "num_candidates": 64, "window_stop": 8}
             | self.selection,
+            "rounds": {"archive_uri": self.archive_uri},
             "workers": {"chunk_rows": self.chunk_rows},
             "refresh": {"warmup_steps": 6},
             "serving": {"stride_steps": 4, "port": self.port},

@@ -41,8 +41,8 @@ def test_a_writer_that_is_overtaken_while_it_builds_cannot_seal(
     log, old = make_log(tmp_path, num_rounds=1)
     build = RoundWriter._write_chunks
 
-    def overtaken(self: RoundWriter, building: Path, groups: Groups) -> Any:
-        yield from build(self, building, groups)
+    def overtaken(self: RoundWriter, building: Path, groups: Groups, archived: str) -> Any:
+        yield from build(self, building, groups, archived)
         monkeypatch.undo()
         RoundWriter.open(RoundLog(tmp_path)).seal(make_groups(5, seed=50), make_draft())
 

@@ -31,6 +31,7 @@ from miner.rounds import RoundDraft, RoundLog, RoundWriter
 from miner.serving.backend import RefreshState
 from miner.serving.config import ServingConfig
 from miner.serving.queries import LiveSnapshot
+from miner.serving.run_archive import RunArchive
 from miner.serving.runs import RunStore
 from miner.serving.server import MiningServer, start_server
 from miner.types import Groups
@@ -150,11 +151,11 @@ class ToyBackend:
 class ServerThread:
     """A server on an event loop of its own, in this process."""
 
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path, archive: RunArchive | None = None, **settings: Any) -> None:
         config = ServingConfig(**{"heartbeat_s": 0.1, "stride_steps": 8, **settings})
         self.backend = ToyBackend(root)
         self.log = RoundLog(root / "log")
-        self.runs = RunStore(root / "log", config.stride_steps)
+        self.runs = RunStore(root / "log", config.stride_steps, archive)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()

@@ -1,0 +1,5 @@
+"""A store on loopback for the tests of archived runs."""
+
+from tests.miner.rounds.s3_fixtures import folder, one_s3, s3
+
+__all__ = ["folder", "one_s3", "s3"]
