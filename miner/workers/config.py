@@ -42,8 +42,15 @@ class WorkersConfig(BaseModel):
     late_factor: float | None = Field(
         default=5.0,
         gt=1.0,
-        description="A chunk that takes so many times the median, while another worker has nothing "
-        "to do, is taken from its worker, which is replaced: once a chunk. None: never.",
+        description="A chunk that takes so many times the median, and a minute if no other worker "
+        "is free, is taken from its worker, which is replaced: once a chunk. None: never.",
+    )
+    chunk_timeout_s: float | None = Field(
+        default=1800.0,
+        gt=0,
+        description="After so long a chunk counts as lost with its worker, the first one too, of "
+        "which nobody knows how long it takes; so a sample that hangs ends in an error. Half an "
+        "hour is long for 4096 rows. None: never.",
     )
     search_cpus: float = Field(
         default=1.0, gt=0, description="CPUs of the search, and the threads it may use."
