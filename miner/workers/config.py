@@ -75,6 +75,13 @@ class WorkersConfig(BaseModel):
         description="How long to wait for the cluster to start the workers; importing torch on a "
         "busy machine takes up to a minute of it.",
     )
+    request_early: bool = Field(
+        default=True,
+        description="Ask an autoscaling cluster at the start for the workers and the search "
+        "together, until the service ends: machines take minutes to come. A cluster keeps one such "
+        "request: switch it off where another job makes its own, or where machines for the search "
+        "shall go between rounds.",
+    )
     nice: int = Field(
         default=5,
         ge=0,

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import yaml
 
 from miner.app import serve
@@ -30,7 +31,7 @@ from miner.types import Groups
 from miner.workers.search import SearchRequest, search
 from miner.workers.snapshot import SnapshotKey, SnapshotStore
 from tests.integration.loop import wait_until
-from tests.integration.ray_nodes import RayNodes, ray_nodes
+from tests.integration.ray_nodes import Autoscaling, RayNodes, ray_nodes
 from tests.miner.workers.conftest import ENTRY_POINTS, Workshop
 from trainer.feed import MinerClient
 
@@ -60,10 +61,17 @@ class Mining:
         return self.folder / "state"
 
     @contextmanager
-    def nodes(self, *num_cpus: int) -> Iterator[RayNodes]:
-        """A cluster whose workers know the encoder, and find their triggers."""
-        variables = {"PYTHONPATH": str(ENTRY_POINTS), "TINY_TRIGGERS": str(self.shop.triggers)}
-        with ray_nodes(self.folder / "logs", *num_cpus, **variables) as cluster:
+    def nodes(
+        self, *num_cpus: int, autoscaling: Autoscaling | None = None, **variables: str
+    ) -> Iterator[RayNodes]:
+        """As `ray_nodes`; the workers know the encoder, and find their triggers."""
+        variables |= {"PYTHONPATH": str(ENTRY_POINTS), "TINY_TRIGGERS": str(self.shop.triggers)}
+        logs = self.folder / "logs"
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            ray_nodes(logs, *num_cpus, autoscaling=autoscaling, **variables) as cluster,
+        ):
+            patch.syspath_prepend(ENTRY_POINTS)
             yield cluster
 
     @contextmanager

@@ -5,12 +5,14 @@ Every node is a process tree of its own, with its workers, so that one can be lo
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -19,7 +21,9 @@ from miner.app.demo.processes import ProcessTree, running
 from tests.integration.loop import wait_until
 from tests.trainer.feed.served_miner import REPOSITORY, free_port
 
-__all__ = ["RayNodes", "ray_nodes"]
+__all__ = ["Autoscaling", "RayNodes", "ray_nodes"]
+
+Autoscaling = Callable[[str], dict[str, Any]]
 
 QUICK_HEALTH_CHECKS = {
     # A lost node is seen as lost within seconds, rather than a quarter of a minute.
@@ -43,11 +47,11 @@ class RayNodes:
     head: ProcessTree = field(init=False)
     nodes: list[ProcessTree] = field(default_factory=list)
 
-    def start_head(self) -> None:
+    def start_head(self, *more: str) -> None:
         port = self.address.rpartition(":")[2]
         options = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
         options += [f"--temp-dir={self.temp}", f"--ray-client-server-port={free_port()}"]
-        self.head = self._start("head", *options)
+        self.head = self._start("head", *options, *more)
 
     def add(self, num_cpus: int) -> ProcessTree:
         """One more node; returns once the cluster has it."""
@@ -89,12 +93,15 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(logs: Path, *num_cpus: int, **variables: str) -> Iterator[RayNodes]:
+def ray_nodes(
+    logs: Path, *num_cpus: int, autoscaling: Autoscaling | None = None, **variables: str
+) -> Iterator[RayNodes]:
     """A head, and a node for each of ``num_cpus``; all end with the block.
 
     Args:
         logs: Folder of what they print.
         num_cpus: Of each node.
+        autoscaling: Makes the configuration of an autoscaler of the cluster's address.
         variables: Of the environment of all processes.
     """
     known = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -111,7 +118,12 @@ def ray_nodes(logs: Path, *num_cpus: int, **variables: str) -> Iterator[RayNodes
     ):
         address = f"127.0.0.1:{free_port()}"
         cluster = RayNodes(address, environment, logs, temp, stack)
-        cluster.start_head()
+        if autoscaling is None:
+            cluster.start_head()
+        else:
+            path = Path(temp) / "autoscaling.json"
+            path.write_text(json.dumps(autoscaling(address)))
+            cluster.start_head(f"--autoscaling-config={path}")
         for number in num_cpus:
             cluster.add(number)
         yield cluster

@@ -14,18 +14,12 @@ from miner.workers import search, shards
 from miner.workers.remote import result_of
 from tests.integration.loop import is_gone, wait_until
 from tests.integration.mining import BATCHES, Mining
-from tests.miner.workers.conftest import ENTRY_POINTS
 from tests.trainer.feed.served_miner import free_port
 from trainer.feed import TripletFeed
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 HELD = {32: 37, 48: 55}  # a batch of chunk 2 and one of chunk 3, each with a row in it
-
-
-@pytest.fixture(autouse=True)
-def _entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ENTRY_POINTS)
 
 
 def test_a_node_lost_while_embedding_costs_its_chunks_and_the_round_is_sealed(
