@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -68,6 +69,13 @@ class RayNodes:
         """SIGKILL to its raylet and all its workers at once."""
         node.kill_all()
         self.nodes.remove(node)
+
+    def freeze(self, node: ProcessTree) -> None:
+        """Stop all of it, as a machine stands still that is gone from the network."""
+        for pid in node.members():
+            os.kill(pid, signal.SIGSTOP)
+        self.nodes.remove(node)
+        self.stack.callback(node.kill_all)  # it would not hear SIGTERM
 
     def workers(self, name: str) -> list[psutil.Process]:
         """Processes of an actor class, on all nodes."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from miner.app.demo.processes import ProcessTree
 from miner.workers import search, shards
 from miner.workers.remote import result_of
 from tests.integration.loop import is_gone, wait_until
 from tests.integration.mining import BATCHES, Mining
+from tests.integration.ray_nodes import RayNodes
 from tests.trainer.feed.served_miner import free_port
 from trainer.feed import TripletFeed
 
@@ -22,8 +25,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 HELD = {32: 37, 48: 55}  # a batch of chunk 2 and one of chunk 3, each with a row in it
 
 
+@pytest.mark.parametrize("lose", [RayNodes.kill, RayNodes.freeze], ids=["killed", "frozen"])
 def test_a_node_lost_while_embedding_costs_its_chunks_and_the_round_is_sealed(
-    tmp_path: Path,
+    tmp_path: Path, lose: Callable[[RayNodes, ProcessTree], None]
 ) -> None:
     """What is left has no room for two embedding workers and a search; the round needs one."""
     workers = {"num_embed_workers": 2, "late_factor": None, "placement_timeout_s": 30}
@@ -38,7 +42,7 @@ def test_a_node_lost_while_embedding_costs_its_chunks_and_the_round_is_sealed(
         assert set(mining.begun()) == {0, 8, 16, 24, *HELD}, "one chunk a worker is under way"
         node = cluster.node_of(pids[32])
         lost = [batch for batch, pid in pids.items() if pid in node.members()]
-        cluster.kill(node)
+        lose(cluster, node)
         for row in HELD.values():
             mining.shop.release(row)
         mining.wait_for_round(2)
