@@ -141,7 +141,7 @@ def _require_memory(node_id: str, num_bytes: int) -> None:
             f"serving.memory_mb asks for {num_bytes // 10**6} MB on the driver's machine, where "
             f"the serving actor stays, and Ray has {here.get('memory', 0) / 1e6:.0f} MB there: ask "
             "for less, start Ray with more (ray start --memory), or have the driver run on a "
-            "larger machine (ray job submit --entrypoint-memory)"
+            "larger machine (ray job submit --entrypoint-resources)"
         )
 
 
