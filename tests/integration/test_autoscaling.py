@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import ray
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray._raylet import GcsClient
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.experimental.internal_kv import _internal_kv_get
 
 from tests.integration.loop import wait_until
@@ -65,3 +67,19 @@ def test_machines_for_the_search_come_before_there_is_anything_to_search(tmp_pat
             assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
         finally:
             ray.shutdown()
+
+
+def test_the_newer_autoscaler_which_kuberay_runs_gets_the_request_too(tmp_path: Path) -> None:
+    mining = Mining(tmp_path / "m", {"search_cpus": 3, "search_shards": 2})
+    with mining.nodes(1, RAY_enable_autoscaler_v2="1") as cluster:
+
+        def requested() -> list[tuple[dict[str, float], int]]:
+            state = get_cluster_resource_state(GcsClient(cluster.address))
+            parts = [
+                p for asked in state.cluster_resource_constraints for p in asked.resource_requests
+            ]
+            return [(dict(part.request.resources_bundle), part.count) for part in parts]
+
+        with mining.driver(cluster):
+            assert requested() == [({"CPU": 1.0}, 1), ({"CPU": 3.0}, 2)]
+        assert requested() == []
