@@ -20,6 +20,7 @@ from miner.filesystems import is_uri
 from miner.logs import chosen_format
 from miner.serving.metrics.config import MetricsConfig
 from miner.serving.metrics.endpoint import MetricsEndpoint
+from miner.workers.remote import Resources, Watch, not_started
 
 __all__ = ["joined_ray", "reason_of", "resolved", "start_actor", "told_of"]
 
@@ -99,22 +100,53 @@ def start_actor(config: MinerConfig, log_id: str) -> Any:
     """The serving actor of a log, restarted by Ray for as long as the driver lives.
 
     It stays on the driver's machine, where its port was chosen and its clients look for it.
+
+    Raises:
+        NotReadyError: That machine has not the memory that ``serving.memory_mb`` asks for, or has
+            not started the actor within ``workers.placement_timeout_s``.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = ray.get_runtime_context().get_node_id()
-    return (
-        ray.remote(MiningServiceActor)
-        .options(
+    here, timeout_s = ray.get_runtime_context().get_node_id(), config.workers.placement_timeout_s
+    num_bytes = (config.serving.memory_mb or 0) * 10**6
+    _require_memory(here, num_bytes)
+    actor_class: Any = ray.remote(MiningServiceActor)
+    options: dict[str, Any] = {"memory": num_bytes} if num_bytes else {}
+    try:
+        actor = actor_class.options(
             name=f"coalface-service-{log_id}",
             num_cpus=0,
             max_restarts=-1,
             max_concurrency=8,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+            **options,
+        ).remote(config, chosen_format())
+    except ValueError as exc:
+        raise NotReadyError(
+            f"this cluster has a service on {config.state_dir} already, or has not seen yet that "
+            f"its driver is gone: stop it, or try again in a minute ({exc})"
+        ) from exc
+    if not_started([actor.address.remote()], timeout_s, Watch()):
+        ray.kill(actor)
+        what = "the serving actor (serving.memory_mb), on the driver's machine,"
+        raise NotReadyError(Resources(0, 0, num_bytes).explain_wait(what, timeout_s))
+    return actor
+
+
+def _require_memory(node_id: str, num_bytes: int) -> None:
+    """What a machine does not have is not waited for."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    (here,) = (node["Resources"] for node in nodes if node["NodeID"] == node_id)
+    if num_bytes > here.get("memory", 0):
+        raise NotReadyError(
+            f"serving.memory_mb asks for {num_bytes // 10**6} MB on the driver's machine, where "
+            f"the serving actor stays, and Ray has {here.get('memory', 0) / 1e6:.0f} MB there: ask "
+            "for less, start Ray with more (ray start --memory), or have the driver run on a "
+            "larger machine (ray job submit --entrypoint-resources)"
         )
-        .remote(config, chosen_format())
-    )
 
 
 def reason_of(error: Exception) -> str:

@@ -27,6 +27,7 @@ from miner.serving.backend import Phase, RefreshState
 from miner.serving.difficulty import read_difficulties
 from miner.types import Candidates
 from miner.workers.embed import EmbedPool
+from miner.workers.remote import Watch
 from miner.workers.search import SearchRequest, search_snapshot
 from miner.workers.snapshot import SnapshotKey, Snapshots
 
@@ -219,7 +220,8 @@ class _Search:
             config.seed,
             warm_path=snapshots.scratch / "search.safetensors",
         )
-        found = search_snapshot(request, config.index, config.workers)
+        watch = Watch(refresher._progress, refresher._go_on, refresher.pool.make_room)
+        found = search_snapshot(request, config.index, config.workers, watch)
         self.index = dict(found.index)
         measured = [recall for recall in (self.recall, found.recall) if recall is not None]
         self.recall = min(measured, default=None)

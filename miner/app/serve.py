@@ -40,6 +40,7 @@ from miner.rounds.archive import Archive
 from miner.rounds.restore import restore_log
 from miner.serving.backend import RefreshState
 from miner.serving.binding import check_binding, check_files
+from miner.workers.demand import requested
 from miner.workers.embed import EmbedPool
 from miner.workers.remote import result_of
 from miner.workers.snapshot import open_snapshots
@@ -73,7 +74,7 @@ def run_service(config: MinerConfig) -> None:
     catalog = RowStore.open(config.store_path).catalog
     _require_same_dataset(RoundLog(config.state_dir), catalog)
     # In this order: Ray's own SIGTERM handler ends the driver without draining.
-    with joined_ray(config), _stop_on_signals() as stop:
+    with joined_ray(config), requested(config.workers), _stop_on_signals() as stop:
         _Service(config, catalog, stop, archive).run()
 
 

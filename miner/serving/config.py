@@ -91,6 +91,13 @@ class ServingConfig(BaseModel):
         description="Most rows of a run's global batch. A million: more than trainers ask for; a "
         "batch is made in memory, with its samples where they are asked for.",
     )
+    memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description="Megabytes (10**6 bytes) that Ray sets aside for the serving actor, on the "
+        "driver's machine, where its clients look for it. Ray counts them and enforces nothing. "
+        "None: none are; the operating system's cache of the row store is not counted either.",
+    )
     max_runs: int = Field(
         default=10_000,
         ge=1,

@@ -49,8 +49,15 @@ class WorkersConfig(BaseModel):
     late_factor: float | None = Field(
         default=5.0,
         gt=1.0,
-        description="A chunk that takes so many times the median, while another worker has nothing "
-        "to do, is taken from its worker, which is replaced: once a chunk. None: never.",
+        description="A chunk that takes so many times the median, and a minute if no other worker "
+        "is free, is taken from its worker, which is replaced: once a chunk. None: never.",
+    )
+    chunk_timeout_s: float | None = Field(
+        default=1800.0,
+        gt=0,
+        description="After so long a chunk counts as lost with its worker, the first one too, of "
+        "which nobody knows how long it takes; so a sample that hangs ends in an error. Half an "
+        "hour is long for 4096 rows. None: never.",
     )
     search_cpus: float = Field(
         default=1.0, gt=0, description="CPUs of the search, and the threads it may use."
@@ -74,6 +81,13 @@ class WorkersConfig(BaseModel):
         gt=0,
         description="How long to wait for the cluster to start the workers; importing torch on a "
         "busy machine takes up to a minute of it.",
+    )
+    request_early: bool = Field(
+        default=True,
+        description="Ask an autoscaling cluster at the start for the workers and the search "
+        "together, until the service ends: machines take minutes to come. A cluster keeps one such "
+        "request: switch it off where another job makes its own, or where machines for the search "
+        "shall go between rounds.",
     )
     nice: int = Field(
         default=5,

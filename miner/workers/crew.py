@@ -1,6 +1,6 @@
 """A fixed number of actors of one kind on Ray; a lost one is replaced.
 
-    asked for -> started -> ... -> lost -> (another one) asked for
+    asked for -> started -> ... -> lost, or sent away -> (another one) asked for
 
 It does not know what the actors do, but that each has a method ``start`` that is safe to repeat.
 """
@@ -37,35 +37,37 @@ class Crew:
     """Thread-safe. Actors are asked for at once and start while the caller goes on."""
 
     def __init__(
-        self, ask_for_actor: Callable[[], Any], size: int, resources: Resources, timeout_s: float
+        self,
+        name: str,
+        ask_for_actor: Callable[[], Any],
+        size: int,
+        resources: Resources,
+        timeout_s: float,
     ) -> None:
-        """`timeout_s` is how long to wait while not one actor has started."""
+        """`name` is of one of them; `timeout_s`, how long to wait while none has started."""
+        self.size = size
+        self._name = name
         self._ask_for_actor = ask_for_actor
         self._resources = resources
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._workers = [Worker(slot, ask_for_actor()) for slot in range(size)]
+        self._workers = {slot: Worker(slot, ask_for_actor()) for slot in range(size)}
 
     @property
     def workers(self) -> list[Worker]:
-        """All of them, started or not."""
+        """All of them, started or not; those that were sent away are asked for again."""
         with self._lock:
-            return list(self._workers)
+            return [self._in_place(slot) for slot in range(self.size)]
 
     def replace(self, worker: Worker) -> Worker:
         """The successor of a lost worker; whoever notices the loss later gets the same one."""
         with self._lock:
-            if self._workers[worker.slot] is worker:
-                log.warning("embedding worker %d was lost and is replaced", worker.slot)
+            if self._workers.get(worker.slot) is worker:
+                log.warning("%s %d was lost and is replaced", self._name, worker.slot)
                 # It may live on behind a broken connection.
                 ray.kill(worker.actor)
-                self._workers[worker.slot] = Worker(worker.slot, self._ask_for_actor())
-            return self._workers[worker.slot]
-
-    @property
-    def size(self) -> int:
-        """Workers of the crew."""
-        return len(self._workers)
+                del self._workers[worker.slot]
+            return self._in_place(worker.slot)
 
     def wait_for_any(self, refs: Mapping[Any, Worker], at_most_s: float | None = None) -> Any:
         """The first of ``refs`` that is ready; None if none is within ``at_most_s``.
@@ -81,7 +83,7 @@ class Crew:
         ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
         if ready or any_started:
             return ready[0] if ready else None
-        what = f"{len(refs)} embedding workers"
+        what = f"{len(refs)} {self._name}s"
         raise SnapshotError(self._resources.explain_wait(what, self._timeout_s))
 
     def call(self, method: str, *args: object, attempts: int) -> Any:
@@ -92,7 +94,9 @@ class Crew:
             SnapshotError: ``attempts`` workers were lost, or none can start.
         """
         for _ in range(attempts):
-            starting = {worker.actor.start.remote(): worker for worker in self.workers}
+            with self._lock:
+                workers = list(self._workers.values()) or [self._in_place(0)]
+            starting = {worker.actor.start.remote(): worker for worker in workers}
             ref = self.wait_for_any(starting)
             worker = starting[ref]
             try:
@@ -107,7 +111,13 @@ class Crew:
         raise SnapshotError(f"{attempts} workers died of the call {method!r}: {loss}") from loss
 
     def dismiss(self) -> None:
-        """Kill all actors; what they are doing is lost."""
+        """Kill all actors; what they are doing is lost. Whoever needs one asks for it anew."""
         with self._lock:
-            for worker in self._workers:
+            for worker in self._workers.values():
                 ray.kill(worker.actor)
+            self._workers.clear()
+
+    def _in_place(self, slot: int) -> Worker:
+        if slot not in self._workers:
+            self._workers[slot] = Worker(slot, self._ask_for_actor())
+        return self._workers[slot]

@@ -74,6 +74,7 @@ class EmbedPool:
         self._snapshots = snapshots
         self._embedding = threading.Lock()
         self._crew = Crew(
+            "embedding worker",
             lambda: resources.start(EmbedActor, settings),
             workers.num_embed_workers or resources.room_for(),
             resources,
@@ -146,6 +147,11 @@ class EmbedPool:
             num_rows = job.num_rows_embedded
             log.info("snapshot %s: %d rows embedded", key.digest, num_rows)
             return EmbedReport(key.num_chunks, len(missing), reused, job.num_lost_workers, num_rows)
+
+    def make_room(self) -> None:
+        """Kill the workers, while none embeds: they start again when they are needed."""
+        log.info("the embedding workers make room")
+        self._crew.dismiss()
 
     def shutdown(self) -> None:
         """Kill the workers; finished chunks stay."""

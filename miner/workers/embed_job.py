@@ -41,7 +41,9 @@ class EmbedJob:
         self._known = known
         self._settings, self._crew, self._key, self._weights = settings, crew, key, weights
         workers = settings.workers
-        self._ledger = ChunkLedger(chunks, workers.max_chunk_attempts, workers.late_factor)
+        self._ledger = ChunkLedger(
+            chunks, workers.max_chunk_attempts, workers.late_factor, workers.chunk_timeout_s
+        )
         self._idle: list[Worker] = []
         # A worker at its chunk, or at getting ready (None).
         self._in_flight: dict[Any, tuple[Worker, int | None]] = {}
@@ -56,12 +58,12 @@ class EmbedJob:
             while self._idle and self._ledger.has_pending:
                 self._hand_out(self._idle.pop())
             workers = {ref: worker for ref, (worker, _) in self._in_flight.items()}
-            late = self._ledger.next_late() if self._idle else None
-            at_most_s = None if late is None else max(0.0, late[1] - time.monotonic())
+            overdue = self._ledger.next_overdue(is_anyone_idle=bool(self._idle))
+            at_most_s = None if overdue is None else max(0.0, overdue[1] - time.monotonic())
             ref = self._crew.wait_for_any(workers, at_most_s)
             if ref is None:
-                assert late is not None
-                self._take_back(late[0])
+                assert overdue is not None
+                self._take_back(overdue[0])
                 continue
             worker, chunk = self._in_flight.pop(ref)
             try:
@@ -96,16 +98,17 @@ class EmbedJob:
         )
         self._in_flight[ref] = (worker, chunk)
 
-    def _take_back(self, late: int) -> None:
+    def _take_back(self, overdue: int) -> None:
         """Have another worker do a chunk; its own, which may hang, is killed first."""
         ref, worker = next(
-            (ref, worker) for ref, (worker, chunk) in self._in_flight.items() if chunk == late
+            (ref, worker) for ref, (worker, chunk) in self._in_flight.items() if chunk == overdue
         )
         del self._in_flight[ref]
-        log.warning("chunk %d is late: its worker %d is replaced", late, worker.slot)
+        log.warning("chunk %d is late: its worker %d is replaced", overdue, worker.slot)
         self.num_lost_workers += 1
         self._start(self._crew.replace(worker))
-        self._ledger.late(late)
+        if not self._ledger.overdue(overdue):
+            raise self._explain(overdue, "took too long")
 
     def _retry(self, chunk: int | None, loss: RayError) -> None:
         attempts = self._settings.workers.max_chunk_attempts
@@ -116,24 +119,29 @@ class EmbedJob:
                     f"{self._lost_starts} workers died before they could embed: {loss}"
                 ) from loss
         elif not self._ledger.lost(chunk):
-            raise self._explain(chunk, attempts, loss) from loss
+            if isinstance(loss, RayTaskError):
+                failed = f"failed {attempts} times, at last with {loss.cause!r}"
+                raise SnapshotError(f"{self._where(chunk)} {failed}") from loss
+            raise self._explain(chunk, "took its worker down") from loss
 
-    def _explain(self, chunk: int, attempts: int, loss: RayError) -> SnapshotError:
+    def _where(self, chunk: int) -> str:
         begin, end = self._key.rows_of(chunk)
-        where = f"chunk {chunk} (rows {begin} to {end - 1})"
-        if isinstance(loss, RayTaskError):
-            return SnapshotError(f"{where} failed {attempts} times, at last with {loss.cause!r}")
+        return f"chunk {chunk} (rows {begin} to {end - 1})"
+
+    def _explain(self, chunk: int, what: str) -> SnapshotError:
+        """The error about a chunk that did so each time, with the rows that were being embedded."""
+        where, attempts = self._where(chunk), self._settings.workers.max_chunk_attempts
         begin, end = self._settings.snapshots.noted_rows(self._key, chunk)
         catalog = RowStore.open(self._settings.store_path).catalog
         first, last = (catalog.sample_ids[row].as_py() for row in (begin, end - 1))
         if end - begin == 1:
             return PoisonSampleError(
-                f"row {begin} (sample id {first!r}) took its worker down: {where} was tried "
+                f"row {begin} (sample id {first!r}) {what}: {where} was tried "
                 f"{attempts} times; mend the sample or filter it out, then ingest again"
             )
         return SnapshotError(
-            f"{where} took its worker down {attempts} times, at last while rows {begin} to "
-            f"{end - 1} (sample ids {first!r} to {last!r}) were embedded; is memory short?"
+            f"{where} {what} {attempts} times, at last while rows {begin} to {end - 1} (sample ids "
+            f"{first!r} to {last!r}) were embedded; is memory short, or workers.chunk_timeout_s?"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,10 @@ from ray.exceptions import RayTaskError
 
 from miner.errors import CoalfaceError
 
-__all__ = ["Resources", "lower_priority", "result_of"]
+__all__ = ["POLL_S", "Resources", "Watch", "lower_priority", "not_started", "result_of"]
+
+POLL_S = 0.25
+"""How long whoever waits for Ray hears of nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +27,13 @@ class Resources:
     num_gpus: float
     num_bytes: int = 0
 
-    def start(self, actor_class: type[Any], *args: object) -> Any:
+    def start(self, actor_class: type[Any], *args: object, num_threads: int = 1) -> Any:
         """Create an actor, which Ray starts once there is room for it; it is never restarted."""
         options: dict[str, Any] = {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "max_restarts": 0,
+            "max_concurrency": num_threads,
         }
         if self.num_bytes:
             options["memory"] = self.num_bytes
@@ -59,8 +65,45 @@ class Resources:
         )
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is done while the cluster works; whatever raises ends the work.
+
+    Attributes:
+        on_progress: Called with (done, in all) now and then.
+        go_on: Called several times a second.
+        make_room: Called when a part of the time for a start is over: something else may end.
+    """
+
+    on_progress: Callable[[int, int], None] = _nothing
+    go_on: Callable[[], None] = _nothing
+    make_room: Callable[[], None] = _nothing
+
+
+def not_started(refs: Sequence[Any], timeout_s: float, watch: Watch) -> list[Any]:
+    """Wait for the starts of actors; those that have not, after ``timeout_s``.
+
+    After a third of that, room is made for them.
+    """
+    begin_s, waited_s, has_room = time.monotonic(), 0.0, False
+    missing = list(refs)
+    while missing and waited_s < timeout_s:
+        if waited_s >= timeout_s / 3 and not has_room:
+            has_room = True
+            watch.make_room()
+        watch.go_on()
+        most_s = min(POLL_S, timeout_s - waited_s)
+        _, missing = ray.wait(missing, num_returns=len(missing), timeout=most_s)
+        waited_s = time.monotonic() - begin_s
+    return missing
+
+
 def lower_priority(nice: int) -> None:
-    """Raise this process's niceness to ``nice`` at least; it is never lowered."""
+    """Raise the niceness of this thread, and of those that it starts, to ``nice`` at least."""
     if os.getpriority(os.PRIO_PROCESS, 0) < nice:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
 

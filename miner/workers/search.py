@@ -5,9 +5,10 @@ Row ids go in, row ids and similarities come out: it knows no strategy. Shape le
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,14 @@ from miner.logs import LogFormat, chosen_format, set_up_worker_logs
 from miner.types import Candidates, IdentityTable
 from miner.workers.config import WorkersConfig
 from miner.workers.exact_search import torch_search
-from miner.workers.remote import Resources, lower_priority, result_of
+from miner.workers.remote import (
+    POLL_S,
+    Resources,
+    Watch,
+    lower_priority,
+    not_started,
+    result_of,
+)
 from miner.workers.shard_actor import ShardRows
 from miner.workers.shards import SearchShards, ShardedLists
 from miner.workers.snapshot import SnapshotKey, Snapshots
@@ -61,8 +69,13 @@ class SearchOutcome:
     recall: float | None = None
 
 
-def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> SearchOutcome:
-    """Search in this process.
+def search(
+    request: SearchRequest,
+    config: IndexConfig,
+    num_threads: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> SearchOutcome:
+    """Search in this process; ``on_progress`` is called with (anchors done, anchors in all).
 
     Raises:
         SnapshotError: The snapshot is not complete.
@@ -84,7 +97,7 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
         before=warm.load(*embeddings_ND.shape) if warm else None,
         exact=torch_search(config.gpu, embeddings_ND, request.identities),
     )
-    candidates = find(request.anchor_ids_A, request.num_candidates)
+    candidates = find(request.anchor_ids_A, request.num_candidates, on_progress)
     warm_start = find.warm_start
     if warm is not None and warm_start is not None:
         warm.save(warm_start)
@@ -92,7 +105,7 @@ def search(request: SearchRequest, config: IndexConfig, num_threads: int) -> Sea
 
 
 def _search_in_shards(
-    request: SearchRequest, config: IndexConfig, workers: WorkersConfig
+    request: SearchRequest, config: IndexConfig, workers: WorkersConfig, watch: Watch
 ) -> SearchOutcome:
     """The same search, with shards that answer in place of the rows."""
     from miner.index.candidate_search import CandidateSearch
@@ -109,7 +122,7 @@ def _search_in_shards(
         request.seed,
         max(1, int(workers.search_cpus)),
     )
-    with SearchShards.placed(rows, workers, embeddings_ND, request.identities) as shards:
+    with SearchShards.placed(rows, workers, embeddings_ND, request.identities, watch) as shards:
         find = CandidateSearch(
             embeddings_ND,
             request.identities,
@@ -119,7 +132,7 @@ def _search_in_shards(
             exact=shards.exact,
             new_lists=lambda kind: ShardedLists(kind, shards),
         )
-        candidates = find(request.anchor_ids_A, request.num_candidates)
+        candidates = find(request.anchor_ids_A, request.num_candidates, watch.on_progress)
     return _outcome(candidates, find, {"num_shards": len(shards.shards)})
 
 
@@ -131,40 +144,52 @@ def _outcome(
 
 
 class _SearchActor:
+    """Two threads: one searches, the other says how far it is."""
+
     def __init__(self, nice: int, log_format: LogFormat) -> None:
-        lower_priority(nice)
         set_up_worker_logs(log_format, "search")
+        self._nice = nice
+        self._progress = 0, 0
 
     def start(self) -> None:
         """Answers once Ray has placed the actor."""
 
     def search(self, request: SearchRequest, config: IndexConfig, threads: int) -> SearchOutcome:
-        return search(request, config, threads)
+        lower_priority(self._nice)
+        return search(request, config, threads, self._note)
+
+    def progress(self) -> tuple[int, int]:
+        """Anchors done, and in all; (0, 0) before the first."""
+        return self._progress
+
+    def _note(self, done: int, total: int) -> None:
+        self._progress = done, total
 
 
 def search_snapshot(
-    request: SearchRequest, config: IndexConfig, workers: WorkersConfig
+    request: SearchRequest, config: IndexConfig, workers: WorkersConfig, watch: Watch | None = None
 ) -> SearchOutcome:
     """Search on Ray workers with the configured resources; a lost one is replaced, a few times.
 
-    With several shards no warm start is read or left.
+    With several shards no warm start is read or left. Whatever ``watch`` raises ends the search.
 
     Raises:
         SnapshotError, SearchError: As `search`; also if the cluster has no room, or a worker is
             lost again and again.
     """
+    watch = watch or Watch()
     if workers.search_shards > 1:
-        return _search_in_shards(request, config, workers)
+        return _search_in_shards(request, config, workers, watch)
     resources = Resources(workers.search_cpus, workers.search_gpus)
     for _ in range(MAX_ATTEMPTS):
-        actor = resources.start(_SearchActor, workers.nice, chosen_format())
+        actor = resources.start(_SearchActor, workers.nice, chosen_format(), num_threads=2)
         try:
-            ready, _ = ray.wait([actor.start.remote()], timeout=workers.placement_timeout_s)
-            if not ready:
-                what = "the search"
-                raise SearchError(resources.explain_wait(what, workers.placement_timeout_s))
+            started, timeout_s = actor.start.remote(), workers.placement_timeout_s
+            if not_started([started], timeout_s, watch):
+                raise SearchError(resources.explain_wait("the search", timeout_s))
+            result_of(started)
             threads = max(1, int(workers.search_cpus))
-            outcome = result_of(actor.search.remote(request, config, threads))
+            outcome = _watched(actor, actor.search.remote(request, config, threads), watch)
             assert isinstance(outcome, SearchOutcome)
             return outcome
         except RayTaskError:
@@ -177,3 +202,16 @@ def search_snapshot(
         f"the search was lost {MAX_ATTEMPTS} times: {loss}; it needs memory for "
         f"{request.key.num_rows} embeddings"
     ) from loss
+
+
+def _watched(actor: Any, found: Any, watch: Watch) -> Any:
+    """What the search finds; until then its progress is told."""
+    asked = actor.progress.remote()
+    while not ray.wait([found], timeout=POLL_S)[0]:
+        watch.go_on()
+        if ray.wait([asked], timeout=0)[0]:
+            done, total = result_of(asked)
+            if total:
+                watch.on_progress(done, total)
+            asked = actor.progress.remote()
+    return result_of(found)

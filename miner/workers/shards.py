@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -27,7 +27,7 @@ from miner.errors import SearchError
 from miner.logs import chosen_format
 from miner.types import Candidates, IdentityTable
 from miner.workers.config import WorkersConfig
-from miner.workers.remote import Resources, result_of
+from miner.workers.remote import POLL_S, Resources, Watch, not_started, result_of
 from miner.workers.shard_actor import ShardActor, ShardRows
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ class Shard:
         +------------------------------- lost ---------------------------------+
     """
 
-    def __init__(self, number: int, rows: ShardRows, workers: WorkersConfig) -> None:
+    def __init__(self, number: int, rows: ShardRows, workers: WorkersConfig, watch: Watch) -> None:
         self.name = f"search shard {number} (rows {rows.begin} to {rows.end - 1})"
         self.pid = 0
-        self._workers = workers
+        self._workers, self._watch = workers, watch
         self._learnt: list[tuple[str, tuple[Any, ...]]] = [("open", (rows,))]
         self._is_dismissed = False
 
@@ -114,8 +114,7 @@ class Shard:
         if self._is_ready:
             return
         timeout_s = self._workers.placement_timeout_s
-        ready, _ = ray.wait([self._started], timeout=timeout_s)
-        if not ready:
+        if not_started([self._started], timeout_s, self._watch):
             raise SearchError(self._resources.explain_wait(self.name, timeout_s))
         self.pid = result_of(self._started)
         for method, args in self._learnt:
@@ -134,9 +133,10 @@ class SearchShards:
         shards: list[Shard],
         embeddings_ND: npt.NDArray[np.float32],
         identities: IdentityTable,
+        watch: Watch,
     ) -> None:
         """See :meth:`placed`."""
-        self.shards = shards
+        self.shards, self._watch = shards, watch
         self._embeddings_ND, self._identities = embeddings_ND, identities
         self._merging = threading.Lock()
 
@@ -147,6 +147,7 @@ class SearchShards:
         workers: WorkersConfig,
         embeddings_ND: npt.NDArray[np.float32],
         identities: IdentityTable,
+        watch: Watch,
     ) -> SearchShards:
         """Have Ray place the shards, all at once.
 
@@ -155,6 +156,7 @@ class SearchShards:
             workers: How many shards, of which resources each.
             embeddings_ND: The whole snapshot, from which anchors are read.
             identities: Of the same rows.
+            watch: Hears of the search; whatever it raises ends the work of all shards.
 
         Raises:
             SearchError: Not all are placed within the time allowed; says what each asks for and
@@ -168,16 +170,18 @@ class SearchShards:
             part = replace(rows, begin=begin, end=end, identity_ids_R=ids_R)
             num_bytes = 4 * dim * (end - begin)
             resources = Resources(workers.search_cpus, workers.search_gpus, num_bytes)
-            shards.append(Shard(number, part, workers))
+            shards.append(Shard(number, part, workers, watch))
             refs.append(shards[-1].ask_ray(resources))
-        placed = cls(shards, embeddings_ND, identities)
+        placed = cls(shards, embeddings_ND, identities, watch)
         timeout_s = workers.placement_timeout_s
-        _, missing = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
-        if missing:
-            what = f"{len(missing)} of {len(refs)} search shards"
-            text = resources.explain_wait(what, timeout_s)
+        try:
+            missing = not_started(refs, timeout_s, watch)
+            if missing:
+                what = f"{len(missing)} of {len(refs)} search shards"
+                raise SearchError(resources.explain_wait(what, timeout_s))
+        except BaseException:
             placed.dismiss()
-            raise SearchError(text)
+            raise
         return placed
 
     def exact(
@@ -233,8 +237,10 @@ class SearchShards:
         with ThreadPoolExecutor(len(self.shards)) as pool:
             futures = [pool.submit(work, shard) for shard in self.shards]
             try:
-                for future in as_completed(futures):
-                    future.result()
+                while (found := wait(futures, POLL_S, FIRST_EXCEPTION)).not_done:
+                    for future in found.done:
+                        future.result()
+                    self._watch.go_on()
             except BaseException:
                 self.dismiss()  # so that nobody waits for answers of the others
                 raise

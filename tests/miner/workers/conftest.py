@@ -62,6 +62,9 @@ class Workshop:
         for path in self.triggers.iterdir():
             path.unlink()
 
+    def release(self, row_id: int) -> None:
+        (self.triggers / str(row_id)).unlink()
+
     def batches_begun(self) -> list[int]:
         """First row id of every batch that any process began to preprocess, ascending."""
         calls = self.triggers / "calls"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,10 +24,11 @@ from miner.errors import (
     WeightsRefusedError,
 )
 from miner.index.config import IndexConfig
+from miner.workers import ledger
 from miner.workers.embed import EmbedPool, EmbedReport
 from miner.workers.embed_worker import ChunkEmbedder
-from miner.workers.remote import Resources
-from miner.workers.search import SearchRequest, search, search_snapshot
+from miner.workers.remote import Resources, Watch
+from miner.workers.search import SearchRequest, _watched, search, search_snapshot
 from miner.workers.snapshot import SnapshotKey, SnapshotStore
 
 FIRST_OF_CHUNK_2 = 32
@@ -191,6 +193,44 @@ def test_a_worker_that_hangs_costs_its_chunk_some_times_the_median(workshop, sna
     assert begun == Counter(range(0, 100, 8)) + Counter([FIRST_OF_CHUNK_2])
 
 
+def test_a_worker_that_hangs_alone_is_replaced(workshop, pool, snapshots, monkeypatch):
+    monkeypatch.setattr(ledger, "LATE_ALONE_S", 1.0)
+    uri, sha256 = workshop.weights(14)
+    key = pool.key(sha256)
+    workshop.trigger(70, "hang-once")
+    assert pool.embed(key, uri) == EmbedReport(7, 7, 0, 1, 100)
+    assert Counter(workshop.batches_begun()) == Counter(range(0, 100, 8)) + Counter([64])
+
+
+@pytest.mark.long
+def test_a_sample_that_always_hangs_is_named_after_bounded_attempts(workshop, pool, snapshots):
+    pool.make_room()
+    changes = {"late_factor": None, "chunk_timeout_s": 5.0}
+    impatient = workshop.workers.model_copy(update=changes)
+    crowd = EmbedPool(impatient, workshop.encoder, workshop.store, snapshots.root)
+    uri, sha256 = workshop.weights(15)
+    key = crowd.key(sha256)
+    workshop.trigger(50, "hold")
+    with pytest.raises(PoisonSampleError, match=r"row 50 \(sample id 's050'\) took too long.* 2 "):
+        crowd.embed(key, uri)
+    crowd.shutdown()
+    assert snapshots.missing_chunks(key) == [3, 4, 5, 6]
+
+
+def test_workers_make_room_for_a_search_and_come_back(workshop, pool, snapshots):
+    """Beside an embedding worker of one CPU there is one left of two."""
+    uri, sha256 = workshop.weights(16)
+    key = pool.key(sha256)
+    pool.embed(key, uri)
+    identities = RowStore.open(workshop.store).catalog.identities
+    request = SearchRequest(snapshots.root, key, identities, np.arange(0, 100, 3), 6)
+    wide = workshop.workers.model_copy(update={"search_cpus": 2, "placement_timeout_s": 15})
+    watch = Watch(make_room=pool.make_room)
+    found = search_snapshot(request, IndexConfig(), wide, watch).candidates
+    assert np.array_equal(found.row_ids_AK, search(request, IndexConfig(), 1).candidates.row_ids_AK)
+    assert pool.validate(uri, sha256) < 0.95
+
+
 def test_as_many_workers_as_the_cluster_has_gpus_for_and_at_least_one(monkeypatch):
     for num_gpus, per_worker, expected in (
         (8, 1, 8),
@@ -237,6 +277,32 @@ def test_a_search_on_ray_gives_what_a_search_here_gives(workshop, pool, snapshot
     greedy = workshop.workers.model_copy(update={"search_cpus": 64, "placement_timeout_s": 1})
     with pytest.raises(SearchError, match=r"the search did not start within 1 s: .* 64 CPUs"):
         search_snapshot(request, IndexConfig(), greedy)
+
+
+class Slow:
+    """Searches until it is killed, and has done 3 of 10 anchors."""
+
+    def search(self) -> None:
+        threading.Event().wait()
+
+    def progress(self) -> tuple[int, int]:
+        return 3, 10
+
+
+def test_the_progress_of_a_search_is_told_and_who_hears_it_may_end_it():
+    actor = Resources(0.0, 0.0).start(Slow, num_threads=2)
+    told = []
+
+    def hear(done: int, total: int) -> None:
+        told.append((done, total))
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        _watched(actor, actor.search.remote(), Watch(on_progress=hear))
+    assert told == [(3, 10)]
+    with pytest.raises(InterruptedError):
+        _watched(actor, actor.search.remote(), Watch(go_on=lambda: hear(0, 0)))
+    ray.kill(actor)
 
 
 def test_the_driver_loads_neither_torch_nor_faiss():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from miner.index.config import IndexConfig
 from miner.types import Candidates, IdentityTable
 from miner.workers import shards as shards_module
 from miner.workers.config import WorkersConfig
+from miner.workers.remote import Watch
 from miner.workers.search import SearchOutcome, SearchRequest, search, search_snapshot
 from miner.workers.shards import Shard
 from miner.workers.snapshot import SnapshotKey, SnapshotStore
@@ -170,6 +172,31 @@ def test_a_block_that_kills_every_shard_is_given_up(request_of_all, blocks, monk
     with pytest.raises(SearchError, match=r"search shard \d \(rows .*lost 2 times"):
         on_shards(request_of_all, 2)
     assert max(asked.values()) == 2
+    psutil.wait_procs(living(), timeout=10)
+    assert not living(), "none is left behind"
+
+
+def test_a_search_over_shards_tells_its_progress_and_ends_while_one_hangs(
+    request_of_all, blocks, monkeypatch
+):
+    told, submit, hanging = [], Shard._submit, threading.Event()
+
+    def spy(shard: Shard, method, args):
+        if "shard 1" in shard.name and method == "ask" and int(args[1].row_ids_Q[0]) == 1000:
+            os.kill(shard.pid, signal.SIGSTOP)
+            hanging.set()
+        return submit(shard, method, args)
+
+    def go_on() -> None:
+        if hanging.is_set() and len(told) >= blocks + 2:
+            raise InterruptedError
+
+    monkeypatch.setattr(Shard, "_submit", spy)
+    watch = Watch(on_progress=lambda done, total: told.append((done, total)), go_on=go_on)
+    settings = WorkersConfig(search_shards=2, search_cpus=0.5)
+    with pytest.raises(InterruptedError):
+        search_snapshot(request_of_all, IndexConfig(), settings, watch)
+    assert told == [(ROWS * n // (2 * blocks), ROWS) for n in range(1, blocks + 3)]
     psutil.wait_procs(living(), timeout=10)
     assert not living(), "none is left behind"
 

@@ -1,7 +1,8 @@
 """A tiny encoder of float vectors, as a user would write one; it can be told to misbehave.
 
 Where $TINY_TRIGGERS names a folder, a file in it named by a row id says what preprocessing that row
-does: raise, kill (the process), kill-once, nan. Each call appends "first last" row ids to `calls`.
+does: raise, kill (the process), kill-once, hang-once, nan, hold (until the file is gone). Each call
+appends "first last pid" to `calls`: row ids, and the process.
 """
 
 import os
@@ -28,7 +29,7 @@ def preprocess(batch: pa.RecordBatch) -> torch.Tensor:
     if folder:
         row_ids = batch.column("row_id").to_pylist()
         with (Path(folder) / "calls").open("a") as calls:
-            calls.write(f"{row_ids[0]} {row_ids[-1]}\n")
+            calls.write(f"{row_ids[0]} {row_ids[-1]} {os.getpid()}\n")
         for position, row_id in enumerate(row_ids):
             trigger = Path(folder) / str(row_id)
             if trigger.exists():
@@ -42,6 +43,10 @@ def _misbehave(trigger: Path, inputs: np.ndarray) -> None:
         raise ValueError("the sample is damaged")
     if action == "nan":
         inputs[:] = np.nan
+        return
+    if action == "hold":
+        while trigger.exists():
+            time.sleep(0.02)
         return
     if action in {"kill-once", "hang-once"}:
         trigger.unlink()
