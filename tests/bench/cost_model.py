@@ -131,6 +131,7 @@ def measure_embed(num_rows: int) -> Figures:
     from miner.embedding.weights import initial_weights
     from miner.workers.config import WorkersConfig
     from miner.workers.embed import EmbedPool
+    from miner.workers.snapshot import SnapshotStore
 
     root = (BUILD / "cost_model" / str(num_rows)).absolute()
     encoder = EncoderConfig(
@@ -144,9 +145,8 @@ def measure_embed(num_rows: int) -> Figures:
     initial_weights(encoder, weights, 0)
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    pool = EmbedPool(
-        WorkersConfig(num_embed_workers=2), encoder, root / "store", root / "snapshots"
-    )
+    snapshots = SnapshotStore(root / "snapshots")
+    pool = EmbedPool(WorkersConfig(num_embed_workers=2), encoder, root / "store", snapshots)
     key = pool.key(hashlib.sha256(weights.read_bytes()).hexdigest())
     ray.get([worker.actor.start.remote() for worker in pool._crew.workers])
     began_s = time.perf_counter()

@@ -181,7 +181,7 @@ def run_pool(root: Path, num_workers: int, cpus: float, gpu: bool, turn: int) ->
     from miner.workers.embed import EmbedPool
     from miner.workers.snapshot import SnapshotStore
 
-    snapshots = root / f"snapshots-{num_workers}-{turn}"
+    snapshots = SnapshotStore(root / f"snapshots-{num_workers}-{turn}")
     workers = WorkersConfig(
         num_embed_workers=num_workers, cpus_per_worker=cpus, gpus_per_worker=float(gpu)
     )
@@ -195,7 +195,7 @@ def run_pool(root: Path, num_workers: int, cpus: float, gpu: bool, turn: int) ->
         began_s = time.perf_counter()
         pool.embed(key, str(path))
         seconds = time.perf_counter() - began_s
-        embeddings = SnapshotStore(snapshots).open(key)
+        embeddings = snapshots.open(key)
         return {"start_s": start_s, "seconds": seconds, "check": float(np.abs(embeddings).sum())}
     finally:
         pool.shutdown()

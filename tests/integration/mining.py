@@ -161,9 +161,7 @@ class Mining:
         config = MinerConfig.model_validate(self.config(cluster))
 
         def find(anchor_ids: np.ndarray, num_candidates: int) -> Any:
-            request = SearchRequest(
-                self.snapshots.root, key, identities, anchor_ids, num_candidates
-            )
+            request = SearchRequest(self.snapshots, key, identities, anchor_ids, num_candidates)
             return search(request, IndexConfig(), 1).candidates
 
         rows = self.snapshots.open(key)

@@ -207,7 +207,7 @@ def test_a_sample_that_always_hangs_is_named_after_bounded_attempts(workshop, po
     pool.make_room()
     changes = {"late_factor": None, "chunk_timeout_s": 5.0}
     impatient = workshop.workers.model_copy(update=changes)
-    crowd = EmbedPool(impatient, workshop.encoder, workshop.store, snapshots.root)
+    crowd = EmbedPool(impatient, workshop.encoder, workshop.store, snapshots)
     uri, sha256 = workshop.weights(15)
     key = crowd.key(sha256)
     workshop.trigger(50, "hold")
@@ -223,7 +223,7 @@ def test_workers_make_room_for_a_search_and_come_back(workshop, pool, snapshots)
     key = pool.key(sha256)
     pool.embed(key, uri)
     identities = RowStore.open(workshop.store).catalog.identities
-    request = SearchRequest(snapshots.root, key, identities, np.arange(0, 100, 3), 6)
+    request = SearchRequest(snapshots, key, identities, np.arange(0, 100, 3), 6)
     wide = workshop.workers.model_copy(update={"search_cpus": 2, "placement_timeout_s": 15})
     watch = Watch(make_room=pool.make_room)
     found = search_snapshot(request, IndexConfig(), wide, watch).candidates
