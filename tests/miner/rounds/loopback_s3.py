@@ -8,6 +8,7 @@ or forgets the condition of a put.
 from __future__ import annotations
 
 import http.client
+import logging
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ class UnsteadyS3:
     def __init__(self) -> None:
         from moto.server import ThreadedMotoServer  # of seconds
 
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._store = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self._store.start()
         self._port = self._store.get_host_and_port()[1]

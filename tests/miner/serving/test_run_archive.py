@@ -150,7 +150,7 @@ def test_a_run_opened_elsewhere_is_found_with_its_parameters_and_its_plan(
 def test_while_the_store_is_away_what_is_planned_is_served_and_the_rest_is_refused_in_time(
     s3: UnsteadyS3, folder: str, tmp_path: Path
 ) -> None:
-    head = Head(tmp_path / "a", s3, folder, timeout_s=0.5)
+    head = Head(tmp_path / "a", s3, folder, timeout_s=0.3)
     seal_next(head.writer)
     told = head.plans(range(4))
     run = head.run()
@@ -166,7 +166,7 @@ def test_while_the_store_is_away_what_is_planned_is_served_and_the_rest_is_refus
             refused = [wait.exception() for wait in waits]
         assert all(isinstance(error, DiskError) for error in refused)
         assert time.monotonic() - begin_s < 10
-        reopened = RunStore(tmp_path / "a", STRIDE, RunArchive(objects_of(s3, folder, 0.5)))
+        reopened = RunStore(tmp_path / "a", STRIDE, RunArchive(objects_of(s3, folder, 0.3)))
         assert reopened.open(RUN)[1] is False, "a server that starts anew asks the store nothing"
         assert [plan_step(reopened.get("r"), step, head.log) for step in range(4)] == told
         with pytest.raises(DiskError, match="cannot be put"):
