@@ -217,6 +217,7 @@ def test_a_sample_that_always_hangs_is_named_after_bounded_attempts(workshop, po
     assert snapshots.missing_chunks(key) == [3, 4, 5, 6]
 
 
+@pytest.mark.long
 def test_workers_make_room_for_a_search_and_come_back(workshop, pool, snapshots):
     """Beside an embedding worker of one CPU there is one left of two."""
     uri, sha256 = workshop.weights(16)
