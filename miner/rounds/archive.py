@@ -1,7 +1,7 @@
 r"""The archive of a round log: its history as objects that are put once, by whoever comes first.
 
 <uri>/log/0000000012.json             an entry: which rounds there are then, and who may seal
-<uri>/rounds/00000008.g4-1/           a try of generation 4 at round 8: its chunks and MANIFEST.json
+<uri>/rounds/00000008.g4-5e0c77aa-1/  a try of a writer of generation 4 at round 8: chunks, manifest
 <uri>/runs/<run_id>/                  a run, see `miner.serving.run_archive`
 
     building --(chunks and manifest put)--> put --(next entry put if absent)--> sealed --> expired

@@ -19,7 +19,7 @@ from miner.rounds.manifest import RoundManifest
 
 __all__ = ["ArchiveWriter"]
 
-_FOLDER = re.compile(r"rounds/((\d{8,})\.g(\d+)-\d+)/[^/]+")
+_FOLDER = re.compile(r"rounds/((\d{8,})\.g(\d+)-[0-9a-f]{8}-\d+)/[^/]+")
 
 
 class ArchiveWriter:
@@ -41,9 +41,12 @@ class ArchiveWriter:
         self._is_in_doubt = False
 
     def new_folder(self, round_id: int) -> str:
-        """The name of a folder that nobody has written to."""
+        """The name of a folder that nobody else writes to.
+
+        Writers that take over at once may have the same generation until one of them wins.
+        """
         self._tries += 1
-        return f"{round_id:08d}.g{self.generation}-{self._tries}"
+        return f"{round_id:08d}.g{self.generation}-{self._name[:8]}-{self._tries}"
 
     def put(self, folder: str, name: str, content: bytes) -> None:
         """Put a file of a round that is being built.

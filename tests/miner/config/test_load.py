@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from miner.config import MinerConfig, load_config, render_config
+from miner.config.mine import MineConfig
 from miner.errors import ConfigError
 
 MINIMAL = ("state_dir=/s", "dataset.uri=/d")
@@ -93,3 +94,10 @@ def test_shards_of_a_search_and_faiss_on_gpus_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match=r"search_shards=2 and index\.gpu\.engine=faiss"):
         load_config(MinerConfig, None, (*shards, "index.gpu.engine=faiss"))
     assert load_config(MinerConfig, None, (*shards, "index.gpu.engine=torch"))
+
+
+def test_an_archive_is_for_a_service_alone() -> None:
+    archive = "rounds.archive_uri=s3://bucket/run-1"
+    assert load_config(MinerConfig, None, (*MINIMAL, archive)).rounds.archive_uri is not None
+    with pytest.raises(ConfigError, match=r"rounds: .*archive_uri is for a service"):
+        load_config(MineConfig, None, (archive,))

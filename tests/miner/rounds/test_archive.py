@@ -278,6 +278,14 @@ def test_damage_in_the_archive_is_named_and_nothing_half_is_restored(tmp_path: P
     assert content_of(restore_log(tmp_path / "b", archive)) == content_of(writer.log)
 
 
+def test_writers_that_take_over_at_once_write_to_folders_of_their_own(
+    archive: Archive, tmp_path: Path
+) -> None:
+    entry = archive.newest("a log")
+    folders = {ArchiveWriter(archive, 1, entry).new_folder(1) for _ in range(2)}
+    assert len(folders) == 2, "the loser may have put rounds before it knew"
+
+
 def test_a_fenced_writer_removes_nothing_that_a_newer_one_is_building(
     archive: Archive, tmp_path: Path
 ) -> None:
