@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help setup demo test test-all test-chaos check format proto clean
-.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-shards bench-end-to-end bench-gpu bench-peers bench-stream bench-outage
+.PHONY: bench bench-quality bench-composition bench-quarantine bench-selection bench-search bench-shards bench-end-to-end bench-gpu bench-peers bench-stream bench-outage bench-embedding bench-cost
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,7 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-shards bench-end-to-end bench-gpu bench-peers bench-stream bench-outage ## every benchmark; results go to tests/bench/results
+bench: bench-quality bench-composition bench-quarantine bench-selection bench-search bench-shards bench-end-to-end bench-gpu bench-peers bench-stream bench-outage bench-embedding bench-cost ## every benchmark; results go to tests/bench/results
 
 bench-quality: $(STAMP) ## the demo's arms over 3 other seeds, with a control (half an hour)
 	$(BIN)/python tests/bench/quality.py
@@ -80,6 +80,12 @@ bench-stream: $(STAMP) ## bytes per second of a stream, beside a bare one; memor
 
 bench-outage: $(STAMP) ## how soon a new round is consumed, and how soon batches come after a kill
 	$(BIN)/python -m tests.bench.outage
+
+bench-embedding: $(STAMP) ## rows embedded per second, beside a plain torch loop and Ray Data
+	$(BIN)/python -m tests.bench.embedding
+
+bench-cost: $(STAMP) ## what a round costs: measured, foretold at other sizes, projected to more rows
+	$(BIN)/python -m tests.bench.cost_model
 
 bench-peers: $(VENV)/.peers ## side by side with sentence-transformers' miner, which it installs
 	$(BIN)/python -m tests.bench.side_by_side
