@@ -69,15 +69,22 @@ class ColumnGather:
     """A column whose items are numbers, or byte strings or texts of any length; none is null."""
 
     def __init__(self, chunks: Sequence[Any]) -> None:
+        """Of these arrays; a ValueError if one has less memory than it has items."""
         self._chunks = chunks  # keeps the memory mapped
         self._kind = chunks[0].type
         self._item_bytes = 0 if _is_ragged(self._kind) else self._kind.bit_width // 8
         values = [chunk.buffers()[-1] for chunk in chunks]
         self._values_C = np.array([_address(buffer) for buffer in values], np.int64)
         self._sizes_C = np.array([buffer.size if buffer else 0 for buffer in values], np.int64)
+        smallest = [self._item_bytes * len(chunk) for chunk in chunks]
+        buffers = values
         if self._item_bytes == 0:
-            offsets = [chunk.buffers()[1] for chunk in chunks]
+            buffers = offsets = [chunk.buffers()[1] for chunk in chunks]
+            smallest = [4 * (len(chunk) + 1) if len(chunk) else 0 for chunk in chunks]
             self._offsets_C = np.array([_address(buffer) for buffer in offsets], np.int64)
+        for buffer, size in zip(buffers, smallest, strict=True):
+            if (buffer.size if buffer else 0) < size:
+                raise ValueError("a column is shorter than its items")
 
     @classmethod
     def of(cls, chunks: Sequence[Any]) -> ColumnGather | None:

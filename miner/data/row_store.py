@@ -102,7 +102,10 @@ class RowStore:
         num_rows = sum(batch.num_rows for batch in batches)
         if num_rows != manifest.num_rows:
             raise _damaged(root, f"{PAYLOAD} holds {num_rows} rows of {manifest.num_rows}")
-        return cls(root, manifest, batches)
+        try:
+            return cls(root, manifest, batches)
+        except ValueError as exc:
+            raise _damaged(root, f"{PAYLOAD}: {exc}") from exc
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return RowStore.open, (self.root,)

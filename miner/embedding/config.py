@@ -22,7 +22,8 @@ class EncoderConfig(BaseModel):
     preprocess: str = Field(
         default="trainer.encoder:preprocess",
         description="`package.module:callable` that maps a pyarrow.RecordBatch (row_id and the "
-        "payload columns) to a tensor [rows, ...].",
+        "payload columns) to a tensor [rows, ...]: a new one in every call, also in calls from "
+        "several threads at once where `workers.decode_threads` says so.",
     )
     encoder_args: dict[str, int | float | str | bool] = Field(
         default={},

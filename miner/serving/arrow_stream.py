@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -22,9 +21,10 @@ def streams_of(parts: Sequence[Any]) -> list[list[Any]]:
     if not parts:
         return []
     schema = parts[0].schema
-    begin = _schema_message(schema)
-    if begin is None:  # a writer of their own: it leaves out what it has written of a dictionary
+    if any(_has_dictionary(field.type) for field in schema):
+        # A writer of their own: it leaves out what it has written of a dictionary.
         return [[piece for written in _written([part]) for piece in written] for part in parts]
+    begin = schema.serialize()
     first, *following, _ = _written(parts)
     return [[*first, _END], *([begin, *written, _END] for written in following)]
 
@@ -41,13 +41,9 @@ def _written(parts: Sequence[Any]) -> list[list[Any]]:
     return [*written, sink.taken()]
 
 
-@lru_cache(4)
-def _schema_message(schema: Any) -> Any:
-    """What such a stream begins with; None if dictionaries come next."""
-    return None if any(_has_dictionary(field.type) for field in schema) else schema.serialize()
-
-
 def _has_dictionary(kind: Any) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_dictionary(kind.storage_type)
     children = (kind.field(number).type for number in range(kind.num_fields))
     return pa.types.is_dictionary(kind) or any(map(_has_dictionary, children))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -25,10 +25,10 @@ class DecodeAhead:
 
     def of(
         self, batches: Iterator[pa.RecordBatch], on_begin: Callable[[pa.RecordBatch], None]
-    ) -> Iterator[tuple[pa.RecordBatch, Callable[[], Any]]]:
+    ) -> Generator[tuple[pa.RecordBatch, Callable[[], Any]], None, None]:
         """Each batch, in order, with a call that gives what was decoded from it, or raises.
 
-        Those that nobody asks for any more are given up.
+        When this is closed, those that are being decoded are waited for, others given up.
 
         Args:
             batches: The batches.
@@ -51,5 +51,4 @@ class DecodeAhead:
                 batch, decoded = begun.popleft()
                 yield batch, decoded.result
         finally:
-            for _, decoded in begun:
-                decoded.cancel()
+            wait([decoded for _, decoded in begun if not decoded.cancel()])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -190,12 +191,14 @@ class ChunkEmbedder:
 
         ahead = self._together if batch_rows > 1 else self._alone  # a rehearsed row is noted alone
         parts = []
-        for batch, decode in ahead.of(self._store.scan(begin, end, batch_rows), note):
-            try:
-                parts.append(self._encoder.embed_decoded(batch, decode()))
-            except BatchFailedError as exc:
-                raise self._blame(self._encoder, batch, exc) from exc
-            first += batch.num_rows
+        with closing(ahead.of(self._store.scan(begin, end, batch_rows), note)) as batches:
+            for batch, decode in batches:
+                try:
+                    parts.append(self._encoder.embed_decoded(batch, decode()))
+                except BatchFailedError as exc:
+                    batches.close()
+                    raise self._blame(self._encoder, batch, exc) from exc
+                first += batch.num_rows
         return np.concatenate(parts)
 
     def _blame(

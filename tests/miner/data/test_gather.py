@@ -1,5 +1,6 @@
 """Items gathered from many mapped batches are those that Arrow takes."""
 
+import struct
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,35 @@ def test_more_bytes_than_an_array_can_hold_are_left_to_arrow(
     gather = ColumnGather.of([pa.array([b"abcd"])])
     assert gather is not None
     twice = np.zeros(2, np.int64)
-    assert gather.take(twice[:1], twice[:1], np.array([0, 1])) is not None
+    (arrays, items) = gather.take(twice[:1], twice[:1], np.array([0, 1])) or ([], None)
+    assert items is not None
+    Scattered([items]).write()
+    assert arrays[0].to_pylist() == [b"abcd"]
     assert gather.take(twice, twice, np.array([0, 2])) is None
+
+
+@pytest.mark.parametrize("damaged_bytes", [8 * 1000, 4 * 1001], ids=["numbers", "offsets"])
+def test_a_column_with_less_memory_than_items_is_damage(tmp_path: Path, damaged_bytes: int) -> None:
+    table = pa.table(
+        {
+            "sample_id": range(1000),
+            "identity": [i // 2 for i in range(1000)],
+            "image": [b"pixels %04d" % i for i in range(1000)],
+            "width": np.arange(1000),
+        }
+    )
+    pq.write_table(table, tmp_path / "data.parquet")
+    columns = ("image", "width")
+    dataset = DatasetConfig(uri=str(tmp_path / "data.parquet"), payload_columns=columns)
+    ingest(dataset, tmp_path / "store")
+    RowStore.open(tmp_path / "store")
+    payload = tmp_path / "store" / "payload.arrow"
+    content = payload.read_bytes()
+    length = struct.pack("<q", damaged_bytes)  # of a buffer, in the batch's metadata
+    assert content.count(length) == 1
+    payload.write_bytes(content.replace(length, bytes(8)))
+    with pytest.raises(DatasetError, match=r"payload\.arrow: a column is shorter than its items"):
+        RowStore.open(tmp_path / "store")
 
 
 def test_offsets_that_lead_outside_are_damage_and_no_crash(tmp_path: Path) -> None:

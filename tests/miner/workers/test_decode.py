@@ -75,3 +75,20 @@ def test_what_a_batch_raises_comes_at_its_turn_and_the_next_use_is_sound(num_thr
     assert found == [0, 1, 2]
     run(range(4, 9))
     assert found[3:] == [4, 5, 6, 7, 8]
+
+
+def test_closing_waits_for_what_is_being_decoded() -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def decode(batch: pa.RecordBatch) -> None:
+        if number_of(batch) == 1:
+            begun.set()
+            may_end.wait(TIMEOUT_S)
+            ended.append(number_of(batch))
+
+    batches = DecodeAhead(decode, 1).of(map(make, range(9)), lambda _: None)
+    next(batches)
+    assert begun.wait(TIMEOUT_S)
+    threading.Timer(0.05, may_end.set).start()
+    batches.close()
+    assert ended == [1]

@@ -187,3 +187,17 @@ def test_a_poison_sample_in_the_canary_is_not_blamed_on_the_weights(workshop, sn
     workshop.trigger(9, "raise")
     with pytest.raises(PoisonSampleError, match=r"row 9 \(sample id 's009'\)"):
         make(workshop, snapshots).validate(*workshop.weights(1))
+
+
+def test_the_rows_that_are_decoded_or_embedded_are_noted(
+    workshop, snapshots, monkeypatch, decode_threads
+):
+    embedder, noted = make(workshop, snapshots), []
+    uri, sha256 = workshop.weights(1)
+    embedder.load(uri, sha256)
+    monkeypatch.setattr(
+        type(snapshots), "note_rows", lambda _, __, ___, *rows: noted.append(tuple(map(int, rows)))
+    )
+    embedder.embed_chunk(embedder.key(sha256, 48), 0)
+    first = [0, 0, 0, 8, 16, 24] if DECODE_THREADS else [0, 8, 16, 24, 32, 40]
+    assert noted == list(zip(first, [8, 16, 24, 32, 40, 48], strict=True))
