@@ -82,6 +82,7 @@ def test_two_ranks_train_on_rounds_that_follow_their_own_weights(loop: Loop) -> 
     assert_rounds_are_sound(loop)
 
 
+@pytest.mark.long
 def test_a_trainer_killed_at_a_random_step_goes_on_with_the_very_same_batches(loop: Loop) -> None:
     seed = time.time_ns()
     kill_at = random.Random(seed).randrange(15, STEPS - 10)
@@ -109,6 +110,7 @@ def test_a_trainer_killed_at_a_random_step_goes_on_with_the_very_same_batches(lo
             assert trained(before[rank]).items() <= unbroken.items()
 
 
+@pytest.mark.long
 def test_the_serving_actor_killed_mid_stream_is_not_noticed_by_the_trainer(loop: Loop) -> None:
     with loop.miner():
         with loop.torchrun("trainer") as trainer:
@@ -123,6 +125,7 @@ def test_the_serving_actor_killed_mid_stream_is_not_noticed_by_the_trainer(loop:
     assert_rounds_are_sound(loop)
 
 
+@pytest.mark.long
 def test_the_whole_miner_killed_and_started_again_costs_only_time(loop: Loop) -> None:
     with loop.miner("first"), loop.torchrun("trainer") as trainer:
         wait_until(lambda: last_step(loop) >= 20, "step 20")

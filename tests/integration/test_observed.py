@@ -39,6 +39,7 @@ def observed(loop: Loop) -> ObservedLoop:
     return found
 
 
+@pytest.mark.long
 def test_a_service_is_seen_from_outside_from_its_start_to_its_drain(
     observed: ObservedLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from trainer.feed.client import RunParameters
 pytestmark = pytest.mark.timeout(240)
 
 
+@pytest.mark.long
 def test_weights_are_judged_mined_on_request_and_remembered(loop: Loop) -> None:
     loop.out.mkdir()
     good, bad = loop.out / "good.safetensors", loop.out / "bad.safetensors"
@@ -67,6 +68,7 @@ def test_weights_are_judged_mined_on_request_and_remembered(loop: Loop) -> None:
     assert log.verify() == []
 
 
+@pytest.mark.long
 def test_a_trainer_without_shared_storage_uploads_asks_and_steers(loop: Loop) -> None:
     loop.out.mkdir()
     weights = loop.out / "weights.safetensors"
@@ -118,6 +120,7 @@ def _anchored(groups: Groups) -> np.ndarray:
     return identities
 
 
+@pytest.mark.long
 def test_a_failed_refresh_is_reported_and_the_last_good_round_stays(loop: Loop) -> None:
     loop.out.mkdir()
     weights = loop.out / "weights.safetensors"
@@ -135,6 +138,7 @@ def test_a_failed_refresh_is_reported_and_the_last_good_round_stays(loop: Loop) 
     assert RoundLog(loop.state_dir).sealed_ids() == [1]
 
 
+@pytest.mark.long
 def test_a_stop_in_the_middle_of_a_refresh_drains_at_once_and_the_next_start_goes_on(
     loop: Loop,
 ) -> None:

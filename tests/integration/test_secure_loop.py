@@ -41,6 +41,7 @@ class SecureLoop(Loop):
         return config | {"steps": 30, "miner": config["miner"] | secured}
 
 
+@pytest.mark.long
 def test_two_ranks_train_and_announce_under_tls_with_a_token(loop: Loop, tmp_path: Path) -> None:
     ca, token_file = Authority(tmp_path / "ca"), tmp_path / "token"
     token_file.write_text(TOKENS["write"])

@@ -133,6 +133,7 @@ def test_a_store_that_goes_away_fails_the_snapshot_and_finished_chunks_are_kept(
     assert snapshots.open(key).shape == (100, 5)
 
 
+@pytest.mark.long
 def test_a_sample_that_kills_its_worker_is_named(workshop: Any, pool: EmbedPool) -> None:
     uri, sha256 = workshop.weights(4)
     workshop.trigger(50, "kill")
@@ -140,6 +141,7 @@ def test_a_sample_that_kills_its_worker_is_named(workshop: Any, pool: EmbedPool)
         pool.embed(pool.key(sha256), uri)
 
 
+@pytest.mark.long
 def test_machines_that_share_no_disk_embed_the_same(
     workshop: Any, server: S3Server, bucket: str, snapshots: ObjectSnapshots, tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ for chunk in snapshots.missing_chunks(key):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", ["receipt of chunk 2", "rows of chunk 3"])
 def test_a_process_killed_between_two_puts_leaves_what_it_has_finished(
     workshop: Any, server: S3Server, bucket: str, tmp_path: Path, at: str

@@ -133,6 +133,7 @@ def test_a_shard_killed_mid_search_costs_only_its_block(request_of_all, blocks, 
     assert sum(asked.values()) == 2 * blocks + 1
 
 
+@pytest.mark.long
 def test_the_successor_of_a_shard_makes_its_lists_again(request_of_all, blocks, monkeypatch):
     undisturbed = on_shards(request_of_all, 2, LISTS)
     killed = []
@@ -152,6 +153,7 @@ def test_the_successor_of_a_shard_makes_its_lists_again(request_of_all, blocks, 
     assert [what for what, count in searched.items() if count > 1] == [(killed[0], "search", 1000)]
 
 
+@pytest.mark.long
 def test_lists_of_shards_keep_what_is_promised(request_of_all, tmp_path):
     request = replace(request_of_all, warm_path=tmp_path / "search.safetensors")
     exact = on_shards(request, 1).candidates
@@ -166,6 +168,7 @@ def test_lists_of_shards_keep_what_is_promised(request_of_all, tmp_path):
     assert not request.warm_path.exists(), "several shards leave nothing to the next search"
 
 
+@pytest.mark.long
 def test_a_block_that_kills_every_shard_is_given_up(request_of_all, blocks, monkeypatch):
     monkeypatch.setattr(shards_module, "MAX_ATTEMPTS", 2)
     asked = asked_of(monkeypatch, lambda shard, method, begin: begin == 500)

@@ -110,6 +110,7 @@ def test_a_samples_file_of_another_origin_is_not_taken_for_one(tmp_path: Path) -
         mine_into(tmp_path, make_world())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_rounds", [0, 1])
 def test_killed_at_any_point_it_is_whole_and_takes_the_next_round(
     tmp_path: Path, num_rounds: int
