@@ -30,6 +30,7 @@ class S3Server:
     """Its buckets outlive `stop`: it can go away and come back at the same port."""
 
     def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._app: Any = DomainDispatcherApplication(create_backend_app)
         self.asked: list[tuple[str, str]] = []
         """Method and path of every request."""
@@ -53,6 +54,7 @@ class S3Server:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
+        """Go away; `start` brings it back."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -88,13 +90,15 @@ class S3Server:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [b"" if method == "HEAD" else DENIED]
-        return self._app(environ, start_response)
+        return self._act(environ, start_response)
+
+    def _act(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        return list(self._app(environ, start_response))
 
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     """A server, with credentials for it in the environment."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)

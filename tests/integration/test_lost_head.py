@@ -33,7 +33,7 @@ def read(loop: Loop, first_step: int, num_steps: int) -> list[TripletBatch]:
 def test_a_head_that_lost_its_folder_serves_every_step_as_before(
     loop: Loop, s3: UnsteadyS3, folder: str
 ) -> None:
-    loop.archive_uri = s3.uri(folder)
+    loop.archive_uri = s3.place(folder)
     loop.out.mkdir()
     weights = loop.out / "weights.safetensors"
     sha256 = initial_weights(EncoderConfig(encoder_args={"width": 8}), weights, seed=3)
@@ -68,7 +68,7 @@ def test_a_head_that_lost_its_folder_serves_every_step_as_before(
 def test_of_two_heads_on_two_disks_the_later_one_seals_and_the_other_ends(
     loop: Loop, s3: UnsteadyS3, folder: str, tmp_path: Path
 ) -> None:
-    loop.archive_uri = s3.uri(folder)
+    loop.archive_uri = s3.place(folder)
     loop.out.mkdir()
     weights = loop.out / "weights.safetensors"
     sha256 = initial_weights(EncoderConfig(encoder_args={"width": 8}), weights, seed=3)
@@ -89,7 +89,7 @@ def test_of_two_heads_on_two_disks_the_later_one_seals_and_the_other_ends(
 def test_a_store_that_does_not_heed_the_condition_is_refused_before_anything_is_made(
     loop: Loop, s3: UnsteadyS3, folder: str
 ) -> None:
-    loop.archive_uri = s3.uri(folder)
+    loop.archive_uri = s3.place(folder)
     with (
         s3.being("deaf"),
         pytest.raises(ProcessFailedError, match=r"rounds\.archive_uri: s3://.*If-None-Match"),

@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 from miner.failpoints import reach_write
+from miner.rounds.durable import sync_folder
 
 __all__ = ["take_back", "write_durably", "write_in_place"]
 
@@ -19,7 +20,7 @@ def write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_in_place(path: Path, offset: int, data: memoryview) -> None:
@@ -42,12 +43,4 @@ def take_back(path: Path) -> None:
     """Remove durably: a crash must not bring a receipt back over rows that are half written."""
     if path.exists():
         path.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        sync_folder(path.parent)

@@ -14,7 +14,8 @@ __all__ = ["folder", "one_s3", "s3"]
 def one_s3() -> Iterator[UnsteadyS3]:
     s3 = UnsteadyS3()
     yield s3
-    s3.close()
+    s3.s3.close()
+    s3.stop()
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def s3(one_s3: UnsteadyS3, monkeypatch: pytest.MonkeyPatch) -> UnsteadyS3:
     for name, value in one_s3.environment.items():
         monkeypatch.setenv(name, value)
     one_s3.mode, one_s3.lose_answer_to = "well", None
-    one_s3.requests.clear()
+    one_s3.asked.clear()
     return one_s3
 
 

@@ -43,7 +43,13 @@ def test_a_writer_killed_anywhere_leaves_an_archive_that_restores_what_was_told(
     s3: UnsteadyS3, folder: str, tmp_path: Path, settings: list[str]
 ) -> None:
     project = Path(miner.__file__).parents[1]
-    command = [sys.executable, "-m", "tests.miner.rounds.archived_child", s3.uri(folder), tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.miner.rounds.archived_child",
+        s3.place(folder),
+        tmp_path,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *settings], check=True, cwd=project, env=environment)
     newest = []

@@ -182,7 +182,7 @@ def test_one_thread_at_a_time_waits_for_a_store_that_is_away(s3: UnsteadyS3, fol
     with s3.being("hanging"):
         with pytest.raises(DiskError, match="cannot be put"):
             archive.open(RUN)
-        s3.requests.clear()
+        s3.asked.clear()
         with ThreadPoolExecutor(8) as threads:
             waits = [threads.submit(archive.open, RUN) for _ in range(8)]
             texts = [str(wait.exception()) for wait in waits]
